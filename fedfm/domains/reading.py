@@ -1,0 +1,132 @@
+"""What every reader shares: raw splits, the names of splits, and the bookkeeping of one source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedfm.domains.checks import refuse
+from fedfm.errors import DataError, Problem
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test",),
+}
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split as it was read: labels are names, tags are texts.
+
+    `inputs` are as in `Examples`. `labels` holds N label names, or N tuples of tags. `where(i, word)` says where
+    example `i` (and its `word`) stands: a file and a line or an index.
+    """
+
+    inputs: Sequence | np.ndarray
+    labels: Sequence[str] | Sequence[tuple[str, ...]]
+    where: Callable[..., str]
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """The splits that a source has, by split name; `label_order` where the source gives one.
+
+    `whole` is true for a source that knows no splits (one file, a folder of labels): three are cut from it.
+    """
+
+    splits: dict[str, RawSplit]
+    label_order: tuple[str, ...] | None = None
+    whole: bool = False
+
+
+class Reading:
+    """The bookkeeping of one source while it is read: digests of its files, problems, warnings."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self._digests: dict[str, str] = {}
+
+    def problem(self, what: str, where: str, mend: str = "") -> None:
+        self.problems.append(Problem(what, where, mend))
+
+    def refuse(self) -> None:
+        """Raise DataError if there was any problem so far."""
+        refuse(self.problems)
+
+    def digest(self, path: Path) -> None:
+        """Enter a file that another library opens by its path."""
+        with path.open("rb") as file:
+            self._enter(path, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def bytes(self, path: Path) -> bytes:
+        content = path.read_bytes()
+        self._enter(path, hashlib.sha256(content).hexdigest())
+        return content
+
+    def text(self, path: Path) -> str:
+        """The file as text, without byte-order mark. DataError names every line that is not UTF-8."""
+        content = self.bytes(path)
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            refuse(_undecodable_lines(path, content))
+            raise AssertionError("a text that cannot be decoded has a line that cannot") from None
+
+    def _enter(self, path: Path, digest: str) -> None:
+        name = path.name if path == self.root else path.relative_to(self.root).as_posix()
+        self._digests[name] = digest
+
+    def sha256(self) -> str:
+        """Of one file: its SHA-256. Of several: that of their listing as `sha256sum` prints it, sorted by name."""
+        if len(self._digests) == 1:
+            return next(iter(self._digests.values()))
+        listing = "".join(f"{self._digests[name]}  {name}\n" for name in sorted(self._digests))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _undecodable_lines(path: Path, content: bytes) -> list[Problem]:
+    problems, start = [], 0
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            what = f"not UTF-8 text (byte {start + error.start} of the file)"
+            problems.append(Problem(what, f"{path}, line {number}", "save the file as UTF-8"))
+        start += len(line) + 1
+    return problems
+
+
+def split_of(name: str) -> str | None:
+    """`"validation"` for `"dev"`; None when `name` is no split's name."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Split name -> file, for files such as `train.csv` and `dev.csv`.
+
+    Raises DataError when a split has two files.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = split_of(path.stem)
+        if split is None or path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        if split in found:
+            what = f'"{found[split].name}" and "{path.name}" both look like the {split} split'
+            raise DataError(what, where=str(folder), mend="leave one of them in the folder")
+        found[split] = path
+    return found
+
+
+def require_train(splits: dict[str, Path], folder: Path) -> None:
+    """Raise DataError when a folder has validation or test, but nothing to train on."""
+    if "train" not in splits:
+        found = ", ".join(path.name for path in splits.values())
+        raise DataError(f"no train split here; found: {found}", where=str(folder), mend="name a file or folder train")

@@ -1,0 +1,88 @@
+"""Every error that fedfm raises on purpose.
+
+    FedfmError
+    ├── UserError                 exit code 2: the input is wrong, nothing was lost
+    │   ├── ConfigError           a key, a value, a combination in the run's configuration
+    │   ├── DataError             a file, a label, a tag, an image that cannot be used
+    │   └── ModelError            a body that is missing, damaged or unfit
+    └── RunError                  exit code 1: the run started and could not go on
+        ├── TooFewSitesError      fewer usable updates than the minimum
+        └── EngineError           the engine below the run failed
+
+An error carries one or more `Problem`s, each of which says what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `what` in a sentence, `where` it stands, how to `mend` it."""
+
+    what: str
+    where: str = ""
+    mend: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f"\n    mend: {self.mend}" if self.mend else ""
+        return f"{place}{self.what}{advice}"
+
+
+class FedfmError(Exception):
+    """Base of all errors of fedfm; `code` is stable and documented, `exit_code` is the process's."""
+
+    code = "FM000"
+    exit_code = 1
+
+    def __init__(self, problems: str | Problem | Sequence[Problem], *, where: str = "", mend: str = ""):
+        if isinstance(problems, str):
+            problems = Problem(problems, where, mend)
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+    def __reduce__(self):  # crosses process borders (Ray, multiprocessing) unchanged
+        return type(self), (self.problems,)
+
+
+class UserError(FedfmError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    code = "FM101"
+
+
+class DataError(UserError):
+    code = "FM201"
+
+
+class ModelError(UserError):
+    code = "FM301"
+
+
+class RunError(FedfmError):
+    code = "FM501"
+
+
+class TooFewSitesError(RunError):
+    code = "FM502"
+
+
+class EngineError(RunError):
+    code = "FM503"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' did you mean "fedprox"?', or '' when nothing known is close to `word`."""
+    known = list(known)
+    folded = {name.lower().replace("_", "-"): name for name in known}
+    close = difflib.get_close_matches(word.lower().replace("_", "-"), folded, n=1, cutoff=0.6)
+    return f' did you mean "{folded[close[0]]}"?' if close else ""

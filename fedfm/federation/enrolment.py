@@ -1,0 +1,119 @@
+"""The start of a run: which node holds which site, what the sites hold, and the first weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
+from fedfm.errors import DataError, EngineError, FedfmError, Problem
+from fedfm.federation.exchange import exchange
+from fedfm.federation.messages import SiteCard, read_cards, write_query
+from fedfm.models.site_model import DomainCard
+
+WAIT_SECONDS = 120.0
+
+
+@dataclass
+class Roll:
+    """The sites of a run: site -> node and card; domain -> card with the labels that its sites agreed on."""
+
+    nodes: dict[str, int] = field(default_factory=dict)
+    cards: dict[str, SiteCard] = field(default_factory=dict)
+    domains: dict[str, DomainCard] = field(default_factory=dict)
+
+    def site_domains(self) -> dict[str, str]:
+        """Site -> domain, in order of site name."""
+        return {site: self.cards[site].domain for site in sorted(self.cards)}
+
+
+def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECONDS) -> Roll:
+    """Ask every node for its sites until all sites of the configuration are there.
+
+    Raises a site's own error where its data are refused, EngineError when sites are missing or claimed twice.
+    """
+    roll, asked, problems = Roll(), set(), []
+    expected, deadline = config.sites(), time.monotonic() + wait
+    while True:
+        fresh = {str(node): node for node in grid.get_node_ids() if node not in asked}
+        asked |= set(fresh.values())
+        text = json.dumps(config.to_dict())
+        orders = {key: write_query(text, node) for key, node in fresh.items()}
+        for key, reply in exchange(grid, orders, timeout):
+            try:
+                cards = [] if reply is None else read_cards(reply)
+            except FedfmError as error:
+                problems.append(error)
+                continue
+            for card in cards:
+                _enter(roll, card, fresh[key])
+        missing = [site for site in expected if site not in roll.nodes]
+        if problems:
+            raise type(problems[0])(_once(problem for error in problems for problem in error.problems))
+        if not missing:
+            break
+        if time.monotonic() > deadline:
+            mend = "start these sites, or take them out of the configuration"
+            raise EngineError(f"no node holds {', '.join(missing)} after {wait:.0f} s", mend=mend)
+        time.sleep(0.2)
+    roll.domains = {domain: agree(domain, roll) for domain in config.domains}
+    return roll
+
+
+def _enter(roll: Roll, card: SiteCard, node: int) -> None:
+    if roll.nodes.get(card.site, node) != node:
+        raise EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")
+    roll.nodes[card.site], roll.cards[card.site] = node, card
+
+
+def _once(problems) -> list[Problem]:
+    return list(dict.fromkeys(problems))
+
+
+def agree(domain: str, roll: Roll) -> DomainCard:
+    """One list of labels and one image shape for the sites of a domain. Raises DataError when images differ."""
+    cards = [card for _, card in sorted(roll.cards.items()) if card.domain == domain]
+    first = cards[0]
+    shapes = {card.image_shape: card.site for card in reversed(cards)}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{site}: {shape}" for shape, site in sorted(shapes.items(), key=lambda item: item[1]))
+        mend = f"set domains.{domain}.image-size to one size; grey and colour cannot mix"
+        raise DataError(f"the sites' images differ in (channels, height, width): {listed}", f"domain {domain}", mend)
+    if any(card.labels != first.labels for card in cards):
+        known = {label for card in cards for label in card.labels}
+        return DomainCard(domain, first.task, tuple(sorted(known, key=_tag_order)), first.image_shape)
+    return DomainCard(domain, first.task, first.labels, first.image_shape)
+
+
+def _tag_order(label: str) -> tuple[bool, str, str]:
+    """"O" first, then by type, B- before I-; plain class names by name."""
+    prefix, dash, kind = label.partition("-")
+    return (label != "O", kind if dash and prefix in "BI" else label, prefix)
+
+
+def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list[str]]]:
+    """The weights of round 0 by grouped name, and for each domain the names that its sites are sent."""
+    from fedfm.models.site_model import build_model, group_names, start_weights
+
+    weights: Arrays = {}
+    names: dict[str, list[str]] = {}
+    for domain, card in roll.domains.items():
+        values = start_weights(build_model(config, card), config.seed)
+        grouped = group_names(values, config.sharing, domain)
+        sent = {full: values[name] for name, full in grouped.items() if not full.startswith("private/")}
+        weights |= sent
+        names[domain] = sorted(sent)
+    return dict(sorted(weights.items())), names
+
+
+def save_cards(folder: Path, roll: Roll) -> None:
+    """`domains.json` beside the final weights: what is needed to use the model without its sites."""
+    cards = {domain: asdict(replace(card)) for domain, card in roll.domains.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "domains.json").write_text(json.dumps(cards, indent=2), encoding="utf-8")

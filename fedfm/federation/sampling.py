@@ -1,0 +1,27 @@
+"""Which sites take part in a round: by name, by seed, never by node id (those are new in every run)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedfm.config import SamplingConfig
+
+
+def sample_sites(sites: Mapping[str, str], settings: SamplingConfig, seed: int, round: int) -> list[str]:
+    """Sorted names of the sites of a round. `sites`: name -> domain.
+
+    Of each domain `fraction` of its sites, rounded to the nearest, at least `per_domain_minimum` (as far as it has
+    so many); at least one site altogether.
+    """
+    chosen: list[str] = []
+    for domain in sorted(set(sites.values())):
+        names = sorted(name for name, d in sites.items() if d == domain)
+        count = max(int(settings.fraction * len(names) + 0.5), min(settings.per_domain_minimum, len(names)))
+        draw = np.random.default_rng([seed, round, *f"sampling/{domain}".encode()])
+        chosen += [names[i] for i in draw.choice(len(names), size=count, replace=False)]
+    if not chosen:
+        names = sorted(sites)
+        chosen = [names[np.random.default_rng([seed, round, *b"sampling"]).integers(len(names))]]
+    return sorted(chosen)

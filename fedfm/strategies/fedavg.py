@@ -1,0 +1,37 @@
+"""FedAvg.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017, https://arxiv.org/abs/1602.05629, with the two-level mean of fedfm and a server learning rate
+(Reddi et al., "Adaptive Federated Optimization", ICLR 2021, https://arxiv.org/abs/2003.00295):
+
+    site k:   w_k <- local steps on F_k from w^t,          Delta_k = w_k - w^t
+    server:   w^{t+1} = w^t + eta_s * mean_k Delta_k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedfm.arrays import Arrays, add_scaled
+from fedfm.strategies.base import State, Update, two_level_mean
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """The baseline: mean of the sites' updates. `server_learning_rate`: eta_s; 1 replaces the weights by the mean."""
+
+    server_learning_rate: float = 1.0
+
+    def start(self, weights: Arrays) -> State:
+        return {}
+
+    def aggregate(
+        self, weights: Arrays, updates: Iterable[Update], state: State, domain_weights: Mapping[str, float]
+    ) -> tuple[Arrays, State]:
+        mean = two_level_mean(updates, domain_weights)
+        return add_scaled(weights, mean, self.server_learning_rate), state
+
+    def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:
+        return grad

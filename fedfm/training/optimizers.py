@@ -1,0 +1,71 @@
+"""Optimisers as row operations: `start(theta) -> state`, `step(theta, grad, state, rate, t)` in place.
+
+All tensors are `[k, P]`, the active rows of the client matrix; `rate` is broadcastable to it (a column for a site, a
+row for a tensor). State lives for one round at a site and starts at zero in the next: the server's mean is a point
+that none of the old moments belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedfm.config import LocalConfig
+
+
+class Optimizer(NamedTuple):
+    """A pair of functions; `step` is told the rows' own number of the step, counted from 1."""
+
+    start: Callable[[Tensor], tuple[Tensor, ...]]
+    step: Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor, int], None]
+
+
+def adamw(weight_decay: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, https://arxiv.org/abs/1711.05101."""
+
+    def start(theta: Tensor) -> tuple[Tensor, ...]:
+        return torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int) -> None:
+        m, v = (moment[: len(theta)] for moment in state)
+        if weight_decay:
+            theta.mul_(1 - rate * weight_decay)
+        m.lerp_(grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
+        theta.sub_(m / scale * (rate / (1 - beta1**t)))
+
+    return Optimizer(start, step)
+
+
+def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> Optimizer:
+    """Stochastic gradient descent with heavy-ball momentum as in torch, weight decay decoupled."""
+
+    def start(theta: Tensor) -> tuple[Tensor, ...]:
+        return (torch.zeros_like(theta),) if momentum else ()
+
+    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int) -> None:
+        if weight_decay:
+            theta.mul_(1 - rate * weight_decay)
+        if momentum:
+            velocity = state[0][: len(theta)]
+            grad = velocity.mul_(momentum).add_(grad)
+        theta.sub_(grad * rate)
+
+    return Optimizer(start, step)
+
+
+def make_optimizer(local: LocalConfig) -> Optimizer:
+    """The optimiser that [local] asks for."""
+    if local.optimizer == "sgd":
+        return sgd(local.momentum, local.weight_decay)
+    return adamw(local.weight_decay)
+
+
+def clip_rows(grad: Tensor, limit: float) -> None:
+    """Scale every row whose Euclidean norm exceeds `limit` down to it, in place."""
+    norms = grad.norm(dim=1, keepdim=True)
+    grad.mul_((limit / norms.clamp_min(1e-12)).clamp_max(1.0))

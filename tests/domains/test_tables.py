@@ -1,0 +1,162 @@
+"""CSV, JSON lines and Parquet: what is read, refused and warned of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from fedfm.config import DomainConfig
+from fedfm.domains.formats import read_source
+from fedfm.errors import DataError
+
+TEXTS = DomainConfig(task="text-classification")
+
+
+def lines(*rows, text="text", label="label") -> str:
+    return "\n".join(json.dumps({text: row[0], label: row[1]}) for row in rows)
+
+
+def refusal(path, settings=TEXTS) -> str:
+    with pytest.raises(DataError) as error:
+        read_source(path, settings, 0)
+    return str(error.value).replace(f"{path}/", "").replace(str(path), "PATH")
+
+
+def names_of(examples, labels):
+    return [labels[number] for number in examples.labels]
+
+
+def test_csv_with_quotes_over_lines_and_a_bom(tmp_path):
+    path = tmp_path / "news.csv"
+    rows = [f'"up, {i}\nmore",good\r\ndown {i},bad\r\n' for i in range(20)]
+    path.write_text("\ufefftext,label\r\n" + "".join(rows), encoding="utf-8", newline="")
+    data = read_source(path, TEXTS, 0)
+    assert data.labels == ("bad", "good")
+    assert [len(split) for split in data.splits().values()] == [28, 4, 8]
+    assert [np.bincount(split.labels).tolist() for split in data.splits().values()] == [[14, 14], [2, 2], [4, 4]]
+    together = {text: data.labels[n] for s in data.splits().values() for text, n in zip(s.inputs, s.labels, strict=True)}
+    assert len(together) == 40 and together["up, 3\nmore"] == "good" and together["down 7"] == "bad"
+    assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.warnings == ()
+
+
+def test_folder_with_declared_labels_and_other_columns(tmp_path):
+    (tmp_path / "labels.json").write_text('["sell", "hold", "buy"]')
+    (tmp_path / "train.jsonl").write_text(lines(("a", "buy"), ("b", "sell"), ("c", "hold"), text="t", label="y"))
+    (tmp_path / "validation.csv").write_text("y,t\nbuy,d\n")
+    pa.parquet.write_table(pa.table({"t": ["e"], "y": ["hold"]}), tmp_path / "test.parquet")
+    settings = {"task": "text-classification", "text-column": "t", "label-column": "y"}
+    data = read_source(tmp_path, DomainConfig.model_validate(settings), 0)
+    assert data.labels == ("sell", "hold", "buy")
+    assert names_of(data.train, data.labels) == ["buy", "sell", "hold"]
+    assert (data.validation.inputs, names_of(data.validation, data.labels)) == (("d",), ["buy"])
+    assert (data.test.inputs, names_of(data.test, data.labels)) == (("e",), ["hold"])
+    # what `sha256sum labels.json test.parquet train.jsonl validation.csv | sha256sum` prints
+    names = ["labels.json", "test.parquet", "train.jsonl", "validation.csv"]
+    listing = "".join(f"{hashlib.sha256((tmp_path / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
+    assert data.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_numbers_as_labels_are_sorted_by_value(tmp_path):
+    path = tmp_path / "stars.jsonl"
+    path.write_text(lines(*[(f"t{i}", i % 11) for i in range(110)]))
+    assert read_source(path, TEXTS, 0).labels == tuple(str(i) for i in range(11))
+
+
+def test_a_missing_split_is_taken_from_train_and_told(tmp_path):
+    """Shares 70 : 10 leave validation 1/8 of 80 = 10."""
+    (tmp_path / "train.jsonl").write_text(lines(*[(f"t{i}", i % 2) for i in range(80)]))
+    (tmp_path / "test.jsonl").write_text(lines(("u", 1)))
+    data = read_source(tmp_path, TEXTS, 0)
+    assert [len(split) for split in data.splits().values()] == [70, 10, 1]
+    assert data.warnings == (
+        "the source has no validation split: a seeded stratified draw took 10 training examples for validation",
+    )
+
+
+def test_warnings_of_copies_and_empty_texts(tmp_path):
+    (tmp_path / "train.jsonl").write_text(lines(("a", 0), ("b", 1), ("  ", 1)))
+    (tmp_path / "val.jsonl").write_text(lines(("a", 0), ("b", 0), ("c", 1)))
+    (tmp_path / "test.jsonl").write_text(lines(("c", 0), ("", 1)))
+    data = read_source(tmp_path, TEXTS, 0)
+    assert data.warnings == (
+        f"2 texts are empty (first: {tmp_path}/train.jsonl, line 3)",
+        "2 validation examples are exact copies of train examples: the scores flatter",
+        "1 test example is exact copies of validation examples: the scores flatter",
+    )
+
+
+def test_an_empty_split_is_told(tmp_path):
+    (tmp_path / "train.jsonl").write_text(lines(("a", 0), ("b", 1)))
+    (tmp_path / "val.jsonl").write_text("\n")
+    (tmp_path / "test.csv").write_text("text,label\n")
+    data = read_source(tmp_path, TEXTS, 0)
+    assert data.warnings == ("the validation split is empty", "the test split is empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "messages"),
+    [
+        (
+            "x.csv",
+            "text,lable\na,b\n",
+            ['x.csv, line 1: no column "label". did you mean "lable"? Columns here: text, lable', "set label-column"],
+        ),
+        ("x.csv", "text,label\na,b,c\nd,e\nf\n", ["line 2: 3 cells, but the header has 2", "line 4: 1 cells"]),
+        ("x.csv", 'text,label\n"a"b,c\n', ["x.csv, line 2: broken CSV: ',' expected after '\"'"]),
+        ("x.csv", 'text,label\na,b\n"never closed,c\n', ["x.csv, line 3: broken CSV: unexpected end of data"]),
+        ("x.csv", "", ["x.csv: the file is empty"]),
+        ("x.csv", "text,label\n", ["the training split is empty"]),
+        ("x.csv", "text,label\na,x\nb,x\n", ['the training split has a single class, "x"']),
+        ("x.csv", "text,label\na, \n", ['x.csv, line 2: " " is no label']),
+        (
+            "x.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "a" "label": 1}\n[1]\n{"text": "b"}\n',
+            [
+                "x.jsonl, line 2: broken JSON: Expecting ',' delimiter (column 14)",
+                "line 3: not a JSON object",
+                'line 4: no column "label". Columns here: text',
+            ],
+        ),
+        (
+            "x.jsonl",
+            '{"text": 3, "label": "x"}\n{"text": "a", "label": null}\n{"text": "a", "label": 0.5}\n',
+            ["line 1: the text is 3, not a text", "line 2: null is no label", "line 3: 0.5 is no label"],
+        ),
+        ("x.parquet", "no parquet", ["x.parquet: not a Parquet file that can be read"]),
+    ],
+)
+def test_refusals(tmp_path, name, content, messages):
+    (tmp_path / name).write_text(content)
+    text = refusal(tmp_path / name).replace("PATH", name)
+    for message in messages:
+        assert message in text
+
+
+def test_every_line_that_is_not_utf8(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"text,label\ncaf\xe9,a\nok,b\n\xff,a\n")
+    text = refusal(path)
+    assert "line 2: not UTF-8 text (byte 14 of the file)\nPATH, line 4: not UTF-8 text (byte 23 of the file)" in text
+    assert "save the file as UTF-8" in text
+
+
+def test_labels_elsewhere(tmp_path):
+    (tmp_path / "train.jsonl").write_text(lines(("a", "x"), ("b", "y")))
+    (tmp_path / "test.jsonl").write_text(lines(("c", "x"), ("d", "z")))
+    assert 'test.jsonl, line 2: "z" appears in test and never in train' in refusal(tmp_path)
+    (tmp_path / "labels.json").write_text('["x", "y", "zz"]')
+    assert 'test.jsonl, line 2: label "z" is not among the declared labels. did you mean "zz"?' in refusal(tmp_path)
+    (tmp_path / "labels.json").write_text('["x", "y"')
+    assert "labels.json, line 1: broken JSON" in refusal(tmp_path)
+    (tmp_path / "labels.json").write_text('["x", "x"]')
+    assert "labels.json: not a list of different label names" in refusal(tmp_path)
+
+
+def test_nothing_there_and_nothing_that_fits(tmp_path):
+    assert "PATH: no such file or folder" in refusal(tmp_path / "gone.csv")
+    assert "nothing here that can be read for text-classification" in refusal(tmp_path)
