@@ -87,8 +87,8 @@ def warn_duplicates(splits: Mapping[str, Examples]) -> list[str]:
         seen = set(contents[earlier])
         copies = sum(content in seen for content in contents[later])
         if copies:
-            sentence = f"{_count(copies, f'{later} example')} exact copies of {earlier} examples: the scores flatter"
-            warnings.append(sentence)
+            found = f"{_count(copies, f'{later} example')} found in {earlier} too, exactly equal"
+            warnings.append(f"{found}: scores on {later} flatter")
     return warnings
 
 

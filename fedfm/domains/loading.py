@@ -13,6 +13,7 @@ from fedfm.domains.draws import generator, limit
 from fedfm.domains.examples import Dataset, Examples
 from fedfm.domains.formats import read_source
 from fedfm.domains.formats.hub import is_hub_id
+from fedfm.domains.generated import generate_site
 from fedfm.domains.partition import partition_dataset
 from fedfm.errors import DataError
 
@@ -31,8 +32,6 @@ def load_site(config: RunConfig, domain: str, site: str) -> Dataset:
     own = next((table.source for table in settings.site if table.name == site), "")
     source = own or settings.source
     if source == "generated":
-        from fedfm.domains.generated import generate_site
-
         return generate_site(config, domain, site)
     path = locate(source, config.data_root)
     if own:

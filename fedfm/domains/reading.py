@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedfm.domains.checks import refuse
-from fedfm.errors import DataError, Problem
+from fedfm.errors import DataError, Problem, did_you_mean
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -56,9 +57,16 @@ class Reading:
     def problem(self, what: str, where: str, mend: str = "") -> None:
         self.problems.append(Problem(what, where, mend))
 
+    def has_column(self, column: str, key: str, found: Collection[str], where: str) -> bool:
+        """Is the column that the configuration's `key` names there? If not, that becomes a problem."""
+        if column not in found:
+            what = f'no column "{column}".{did_you_mean(column, found)} Columns here: {", ".join(found)}'
+            self.problem(what, where, f'set {key} = "..." in the domain\'s table')
+        return column in found
+
     def refuse(self) -> None:
-        """Raise DataError if there was any problem so far."""
-        refuse(self.problems)
+        """Raise DataError if there was any problem so far; in the order of files and lines."""
+        refuse(sorted(self.problems, key=lambda problem: _by_place(problem.where)))
 
     def digest(self, path: Path) -> None:
         """Enter a file that another library opens by its path."""
@@ -91,6 +99,11 @@ class Reading:
         return hashlib.sha256(listing.encode()).hexdigest()
 
 
+def _by_place(where: str) -> list[str | int]:
+    """Sorts "line 9" before "line 10"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", where)]
+
+
 def _undecodable_lines(path: Path, content: bytes) -> list[Problem]:
     problems, start = [], 0
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -109,7 +122,7 @@ def split_of(name: str) -> str | None:
 
 
 def split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Split name -> file, for files such as `train.csv` and `dev.csv`.
+    """Split name -> file, train first, for files such as `train.csv` and `dev.csv`.
 
     Raises DataError when a split has two files.
     """
@@ -122,7 +135,7 @@ def split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
             what = f'"{found[split].name}" and "{path.name}" both look like the {split} split'
             raise DataError(what, where=str(folder), mend="leave one of them in the folder")
         found[split] = path
-    return found
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def require_train(splits: dict[str, Path], folder: Path) -> None:

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ from fedfm.errors import EngineError
 
 ConfigValue = str | int | float | bool
 START_SECONDS = 60.0
-SUBMIT_SECONDS = 120.0
+COMMAND_SECONDS = 120.0
 PORT_TRIES = 3
 TAIL_LINES = 40
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,25 +54,39 @@ class FlowerOutcome:
             raise EngineError(what, where=str(self.log), mend="the last lines above name the cause")
 
 
+@dataclass(frozen=True)
+class Simulation:
+    """`num_nodes` simulated SuperNodes, of which `workers` compute at a time; CPUs and GPUs of one ClientApp."""
+
+    num_nodes: int
+    workers: int = 1
+    cpus_per_client: int = 1
+    gpus_per_client: float = 0.0
+
+    def options(self) -> str:
+        """As `--federation-config` wants it. The number of CPUs that Ray may use is what bounds the workers."""
+        return (
+            f"num-supernodes={self.num_nodes} init-args-num-cpus={self.workers * self.cpus_per_client} "
+            f"client-resources-num-cpus={self.cpus_per_client} client-resources-num-gpus={float(self.gpus_per_client)}"
+        )
+
+
 def run_flower_app(
     app_folder: Path,
     run_config: Mapping[str, ConfigValue],
-    num_nodes: int,
+    simulation: Simulation,
     *,
     work_folder: Path,
-    workers: int = 1,
-    cpus_per_client: int = 1,
-    gpus_per_client: float = 0.0,
     threads: int = 1,
     on_poll: Callable[[], None] = lambda: None,
     poll_seconds: float = 0.5,
     start_seconds: float = START_SECONDS,
 ) -> FlowerOutcome:
-    """Run the Flower App in `app_folder` on `num_nodes` simulated SuperNodes, `workers` of them at a time.
+    """Run the Flower App in `app_folder` on Flower's simulation.
 
     `run_config` overrides keys of the app's [tool.flwr.app.config]; texts may have several lines. `on_poll` is called
-    every `poll_seconds`; an exception from it, or Ctrl-C, ends the run. ServerApp and ClientApps work in `work_folder`
-    (an absolute path in `run_config` is safer), which also keeps `superlink.log` and `run.log`.
+    every `poll_seconds`; an exception from it, or Ctrl-C, ends the run. ServerApp and ClientApps work in `work_folder`,
+    which also keeps `superlink.log` and `run.log`, and take paths that are relative from there.
 
     Raises EngineError when Flower cannot be started or refuses the app. A run that fails does not raise: see
     `FlowerOutcome`.
@@ -80,44 +95,41 @@ def run_flower_app(
     home = work_folder / "flower"
     home.mkdir(parents=True, exist_ok=True)
     environment = flower_environment(home, threads)
-    simulation = {
-        "num-supernodes": num_nodes,
-        "client-resources-num-cpus": cpus_per_client,
-        "client-resources-num-gpus": float(gpus_per_client),
-        "init-args-num-cpus": workers * cpus_per_client,
-    }
     config_file = home / "run-config.toml"
     config_file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
     with _superlink(work_folder, home, environment, start_seconds) as superlink:
-        run_id = _submit(app_folder.resolve(), config_file, simulation, environment)
+        command = ["run", str(app_folder.resolve()), "local", "--run-config", str(config_file)]
+        run_id = _flwr([*command, "--federation-config", simulation.options()], environment)["run-id"]
         log = work_folder / "run.log"
         record = _follow(run_id, log, superlink, environment, on_poll, poll_seconds)
-    status = record["status"].removeprefix("finished:")
     detail = record["status-details"].replace("N/A", "")
-    return FlowerOutcome(status, run_id, detail, log, tail(log))
+    return FlowerOutcome(record["status"].removeprefix("finished:"), run_id, detail, log, tail(log))
 
 
 def flower_environment(home: Path, threads: int) -> dict[str, str]:
-    """The variables for Flower's processes: this interpreter, this home, no network but the loopback."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # never another's Ray
-    scripts = str(Path(sys.executable).parent)
-    without_proxy = ["127.0.0.1", "localhost"]
-    for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join([*filter(None, [environment.get(name)]), *without_proxy])
-    return environment | {
-        "PATH": os.pathsep.join([scripts, environment.get("PATH", os.defpath)]),
+    """The variables of Flower's processes: this interpreter, this home, no network but the loopback.
+
+    The caller's own HF_* variables stand, so that someone who wants a model hub can have it.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # never another's Ray
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    without_proxy = {
+        name: ",".join(filter(None, [inherited.get(name), "127.0.0.1", "localhost"]))
+        for name in ("NO_PROXY", "no_proxy")
+    }
+    own = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",  # the logs are read while they are written
+        "OMP_NUM_THREADS": str(threads),
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",  # a log that is read while it is written
     }
+    return offline | inherited | without_proxy | own
 
 
 def tail(log: Path, lines: int = TAIL_LINES) -> str:
@@ -138,7 +150,7 @@ def _superlink(
             f'[superlink]\ndefault = "local"\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
         arguments = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, lifeline.__file__, _script("flower-superlink"), *arguments]
+        command = [sys.executable, "-P", lifeline.__file__, _script("flower-superlink"), *arguments]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -153,16 +165,15 @@ def _superlink(
             if _answers(port, process, start_seconds):
                 yield process
                 return
+            ended = process.poll()
         finally:
             process.stdin.close()
             process.wait()
         if "address already in use" not in tail(log):
             break
-    raise EngineError(
-        f"Flower's SuperLink did not start within {start_seconds:.0f} s:\n{tail(log)}",
-        where=str(log),
-        mend="see the lines above; a busy machine needs more time, a used port another run",
-    )
+    reason = f"no answer within {start_seconds:g} s" if ended is None else f"exit status {ended}"
+    mend = "the lines above name the cause; without any, wait until the machine is less busy"
+    raise EngineError(f"Flower's SuperLink did not start ({reason}):\n{tail(log)}", where=str(log), mend=mend)
 
 
 def _answers(port: int, process: subprocess.Popen, seconds: float) -> bool:
@@ -173,16 +184,9 @@ def _answers(port: int, process: subprocess.Popen, seconds: float) -> bool:
         try:
             with opener.open(f"http://127.0.0.1:{port}/health", timeout=1.0):
                 return process.poll() is None
-        except OSError:
+        except (OSError, HTTPException):
             time.sleep(0.1)
     return False
-
-
-def _submit(app: Path, config_file: Path, simulation: Mapping[str, ConfigValue], environment: Mapping[str, str]) -> str:
-    """Hand the app over; the run's id."""
-    options = " ".join(f"{key}={json.dumps(value)}" for key, value in simulation.items())
-    command = ["run", str(app), "local", "--run-config", str(config_file), "--federation-config", options]
-    return _flwr(command, environment)["run-id"]
 
 
 def _follow(
@@ -205,13 +209,13 @@ def _follow(
             )
             try:
                 while reader.poll() is None:
-                    _check_alive(superlink, log)
+                    _check_alive(superlink, log.with_name("superlink.log"))
                     on_poll()
                     time.sleep(poll_seconds)
             finally:
                 reader.kill()
                 reader.wait()
-        _check_alive(superlink, log)
+        _check_alive(superlink, log.with_name("superlink.log"))
         record = _flwr(["list", "local", "--run-id", run_id], environment)["runs"][0]
         if record["status"].startswith("finished:"):
             return record
@@ -220,9 +224,9 @@ def _follow(
 def _check_alive(superlink: subprocess.Popen, log: Path) -> None:
     if superlink.poll() is not None:
         raise EngineError(
-            f"Flower's SuperLink ended in the middle of the run (exit status {superlink.returncode})\n{tail(log)}",
-            where=str(log.with_name("superlink.log")),
-            mend="look for the cause in that log; killed for memory? then use fewer workers",
+            f"Flower's SuperLink ended in the middle of the run (exit status {superlink.returncode}):\n{tail(log)}",
+            where=str(log),
+            mend="look for the cause in that log; was it killed for memory? then use fewer workers",
         )
 
 
@@ -230,10 +234,11 @@ def _flwr(arguments: list[str], environment: Mapping[str, str]) -> dict:
     """The answer of a short `flwr` command."""
     command = [_script("flwr"), *arguments, "--format", "json"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SUBMIT_SECONDS)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS)
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise EngineError(f"no answer within {SUBMIT_SECONDS:.0f} s", where=shlex.join(command)) from None
+        what, mend = f"no answer within {COMMAND_SECONDS:.0f} s", "is the machine overloaded? try with fewer workers"
+        raise EngineError(what, where=shlex.join(command), mend=mend) from None
     except json.JSONDecodeError:
         answer = {"error-message": done.stderr or done.stdout}
     if not answer.get("success"):

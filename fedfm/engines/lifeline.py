@@ -7,11 +7,14 @@ input closes. A pipe closes with its writer, whatever ended the writer, SIGKILL 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -26,22 +29,27 @@ class ProcessTree:
     """
 
     def __init__(self, root: psutil.Process):
-        self._root = root
         self._seen: set[psutil.Process] = {root}
 
     def look(self) -> None:
         """Remember who is there now."""
-        for process in list(self._seen):
+        below: dict[int, list[psutil.Process]] = defaultdict(list)
+        for process in psutil.process_iter():
             try:
-                self._seen.update(process.children(recursive=True))
+                below[process.ppid()].append(process)
             except psutil.NoSuchProcess:
                 continue
+        waiting = self.living()
+        while waiting:
+            fresh = [process for process in below[waiting.pop().pid] if process not in self._seen]
+            self._seen.update(fresh)
+            waiting += fresh
 
     def living(self) -> list[psutil.Process]:
         return [process for process in self._seen if _lives(process)]
 
     def end(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Ask all to end, from the root down; after the grace, kill those that are left."""
+        """Ask all to end; kill those that are left after the grace."""
         self._signal_until_gone(psutil.Process.terminate, grace_seconds)
         self._signal_until_gone(psutil.Process.kill, grace_seconds)
 
@@ -54,10 +62,8 @@ class ProcessTree:
             if not left:
                 return
             for process in set(left) - signalled:
-                try:
+                with suppress(psutil.NoSuchProcess):
                     signal(process)
-                except psutil.NoSuchProcess:
-                    pass
                 signalled.add(process)
             time.sleep(0.1)
 
@@ -75,7 +81,8 @@ def main(command: list[str]) -> int:
     closed = threading.Event()
 
     def wait_for_end_of_input() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: a thread that waits in it breaks the interpreter's shutdown
+            pass
         closed.set()
 
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)

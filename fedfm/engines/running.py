@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfm.config import RunConfig, load_config
-from fedfm.errors import ConfigError, FedfmError, Problem
+import pandas as pd
+
+from fedfm import config as config_module
+from fedfm.config import RunConfig
+from fedfm.errors import FedfmError, Problem
 from fedfm.models.body import check_body
 from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import RunFolder
 from fedfm.strategies import check_strategy
 
 Listen = Callable[[dict[str, Any]], None]
+
+
+def ignore(event: dict[str, Any]) -> None:
+    """The listener that does not."""
 
 
 def check_engine(config: RunConfig) -> list[Problem]:
@@ -33,28 +41,55 @@ def check_engine(config: RunConfig) -> list[Problem]:
 CHECKS = (check_strategy, check_body, check_engine)
 
 
-def load(source: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, read from its folder."""
+
+    folder: Path
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """One row a round: seconds, bytes, sites asked, used and left out, training loss."""
+        return RunFolder.open(self.folder).rounds
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a score: round, scope (site, domain, federation), name, domain, split, metric, value, examples."""
+        return RunFolder.open(self.folder).metrics
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json: status, versions, hardware, data digests, `final` scores on test, `final_weights_sha256`."""
+        return RunFolder.open(self.folder).info
+
+
+def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str) -> RunConfig:
     """A configuration that this installation can run. Raises ConfigError with every problem."""
     data = source.to_dict() if isinstance(source, RunConfig) else source
-    return load_config(data, overrides, CHECKS)
+    return config_module.load_config(data, overrides, CHECKS)
 
 
-def run(config: RunConfig, listen: Listen = lambda event: None) -> RunFolder:
-    """Run from the start, in a new folder under `runs.folder`."""
+def run(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore) -> Run:
+    """Run a configuration with `key=value` overrides from the start, in a new folder under `runs.folder`.
+
+    `listen` is called with every event of the run (see fedfm.results.screen). Raises UserError where the input is
+    wrong, RunError where the run could not go on; the folder then says so and can be resumed.
+    """
     quiet_libraries()
+    config = load_config(source, *overrides)
     return _run_in(RunFolder.create(config), config, listen)
 
 
-def resume(path: str | Path, listen: Listen = lambda event: None) -> RunFolder:
+def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     """Go on with a run from its last checkpoint; a finished run is left as it is. Raises UserError."""
     quiet_libraries()
-    folder = RunFolder.open(path)
-    if folder.info.get("status") in ("finished", "early-stopped"):
-        return folder
-    return _run_in(folder, load_config(folder.path / "config.toml", (), CHECKS), listen)
+    opened = RunFolder.open(folder)
+    if opened.info.get("status") in ("finished", "early-stopped"):
+        return Run(opened.path)
+    return _run_in(opened, load_config(opened.path / "config.toml"), listen)
 
 
-def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> RunFolder:
+def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
     try:
         ENGINES[config.engine.name](config, folder, listen)
     except KeyboardInterrupt:
@@ -66,7 +101,7 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> RunFolder:
         folder.event("run-failed", reason=reason)
         raise
     draw_figures(folder)
-    return folder
+    return Run(folder.path)
 
 
 def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
+from fedfm.domains.card import DomainCard
 from fedfm.errors import DataError, EngineError, FedfmError, Problem
 from fedfm.federation.exchange import exchange
 from fedfm.federation.messages import SiteCard, read_cards, write_query
-from fedfm.models.site_model import DomainCard
 
 WAIT_SECONDS = 120.0
 
@@ -114,6 +114,6 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
 
 def save_cards(folder: Path, roll: Roll) -> None:
     """`domains.json` beside the final weights: what is needed to use the model without its sites."""
-    cards = {domain: asdict(replace(card)) for domain, card in roll.domains.items()}
+    cards = {domain: asdict(card) for domain, card in roll.domains.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "domains.json").write_text(json.dumps(cards, indent=2), encoding="utf-8")

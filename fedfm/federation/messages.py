@@ -19,8 +19,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedfm import errors
 from fedfm.arrays import Arrays
 from fedfm.config import Task
+from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
-from fedfm.models.site_model import DomainCard
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
 
 def read_order(message: Message) -> tuple[Order, Arrays]:
     record = message.content["order"]
-    row = json.loads(str(record["card"]))
-    shape = row["image_shape"]
-    card = DomainCard(row["domain"], row["task"], tuple(row["labels"]), tuple(shape) if shape else None)
+    card = DomainCard.from_dict(json.loads(str(record["card"])))
     order = Order(
         str(record["site"]), int(record["round"]), card, str(record["config"]),
         str(record["split"]), str(record["state-folder"]),

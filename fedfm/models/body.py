@@ -12,12 +12,13 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fedfm.config import BodyConfig, RunConfig
 from fedfm.errors import ModelError, Problem
+
+if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is there needs none of it
+    from torch import nn
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
@@ -57,6 +58,8 @@ def check_body(config: RunConfig) -> list[Problem]:
 
 @lru_cache(maxsize=4)
 def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str) -> Body:
+    import torch
+
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model, tokenizer = _tiny() if name == "tiny" else _pretrained(name)
     if redraw_seed is not None:
@@ -92,6 +95,7 @@ def _source(name: str) -> str:
 
 
 def _tiny() -> tuple[nn.Module, object]:
+    import torch
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
@@ -105,6 +109,7 @@ def _tiny() -> tuple[nn.Module, object]:
 
 
 def _pretrained(name: str) -> tuple[nn.Module, object]:
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     source = _source(name)
@@ -134,6 +139,8 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
     Built anew rather than re-initialised in place: transformers marks loaded tensors as initialised, and
     re-initialising those silently does nothing.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         fresh = type(model)(model.config)
@@ -147,6 +154,8 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
 
 def _layers(model: nn.Module) -> nn.ModuleList:
     """The list of Transformer layers: the ModuleList as long as the configuration says."""
+    from torch import nn
+
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return module
@@ -163,6 +172,8 @@ def _keep_layers(model: nn.Module, layers: int, name: str) -> None:
 
 def weights_sha256(model: nn.Module) -> str:
     """Digest over the names and values of a module's parameters."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -9,27 +9,17 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedfm.config import BodyConfig, RunConfig, Task
+from fedfm.config import BodyConfig, RunConfig
+from fedfm.domains.card import DomainCard
 from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, load_body
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
-
-
-@dataclass(frozen=True)
-class DomainCard:
-    """What a model must know of a domain: its task, its labels, and for images their shape (C, h, w)."""
-
-    domain: str
-    task: Task
-    labels: tuple[str, ...]
-    image_shape: tuple[int, int, int] | None = None
 
 
 class SiteModel(nn.Module):

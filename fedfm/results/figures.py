@@ -75,6 +75,8 @@ def draw_figures(folder: RunFolder) -> list[Path]:
 
 def _save(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:
     png, svg, table = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg", "csv"))
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout stands: computing it again for each file takes half of the time
     figure.savefig(png, dpi=150, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": "fedfm"})
     data.to_csv(table, index=False, lineterminator="\n")
@@ -98,7 +100,7 @@ def _metric_figure(metrics: pd.DataFrame, domain: str, metric: str) -> tuple[Fig
     named = len(sites) <= NAMED_LINES
     for number, (site, rows) in enumerate(sites):
         colour, dash = _line_style(number + 1) if named else (OTHER, "-")
-        axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=1, alpha=0.8)
+        axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=1, marker="o", markersize=2)
         ends += _end(rows, shorten(site, 24), colour) if named else []
     pooled = validation[validation["scope"] == "domain"]
     axes.plot(pooled["round"], pooled["value"], color=PALETTE[0], linewidth=2.4, marker="o", markersize=4.5)
@@ -130,7 +132,7 @@ def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Fi
         ends += _end(rows, f"{shorten(domain, 24)} {metric}", colour)
     for name, colour, dash in (("worst", "#777777", "--"), ("mean", "black", "-")):
         rows = data[(data["scope"] == "federation") & (data["metric"] == name)]
-        axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=2.4, alpha=0.8)
+        axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=2.4, marker="o", markersize=3)
         ends += _end(rows, name, colour)
     _name_lines(axes, ends)
     return figure, data[["round", "scope", "name", "domain", "metric", "value", "num_examples"]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities
+
 from fedfm.config import DomainConfig
 from fedfm.domains.formats import read_source
 from fedfm.domains.formats.tags import orphans, scheme_of, to_iob2
 from fedfm.errors import DataError
-from hypothesis import given
-from hypothesis import strategies as st
-from seqeval.metrics.sequence_labeling import get_entities
 
 TOKENS = DomainConfig(task="token-classification")
 STRICT = DomainConfig.model_validate({"task": "token-classification", "strict-tags": True})
@@ -122,7 +123,8 @@ def test_all_bad_lines_at_once(tmp_path):
     assert 'train.conll, line 2: unknown tag "B_X"' in text
     assert "train.conll, line 3: a token and no tag" in text
     assert "train.conll, line 4: a tag and no token" in text
-    assert 'test.conll, line 1: unknown tag "per"\n    mend: tags are O, or B-' in text
+    assert text.startswith('test.conll, line 1: unknown tag "per"\ntrain.conll, line 2')
+    assert "mend: tags are O, or B-, I-" in text
 
 
 def test_at_most_ten_are_listed(tmp_path):
@@ -141,13 +143,10 @@ def test_strict_tags(tmp_path):
 
 
 def test_lenient_repair_is_told(tmp_path):
-    write(tmp_path, train="a\tB-X\nb\tO\nc\tI-X\n")
     data = read_source(write(tmp_path, train="a\tB-X\nb\tO\nc\tI-X\n", dev="a\tO\n", test="b\tI-X\n"), TOKENS, 0)
     assert tags_of(data.train, data.labels) == [["B-X", "O", "B-X"]]
     where = f"{tmp_path}/train.conll, line 3"
-    assert data.warnings == (
-        f"2 tags continue an entity that never began and were read as its start (first: {where})",
-    )
+    assert data.warnings == (f"2 tags continue an entity that never began and were read as its start (first: {where})",)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+
 from fedfm.config import DomainConfig
 from fedfm.domains.formats import read_source
 from fedfm.errors import DataError
@@ -38,7 +39,9 @@ def test_csv_with_quotes_over_lines_and_a_bom(tmp_path):
     assert data.labels == ("bad", "good")
     assert [len(split) for split in data.splits().values()] == [28, 4, 8]
     assert [np.bincount(split.labels).tolist() for split in data.splits().values()] == [[14, 14], [2, 2], [4, 4]]
-    together = {text: data.labels[n] for s in data.splits().values() for text, n in zip(s.inputs, s.labels, strict=True)}
+    together = {
+        text: data.labels[n] for s in data.splits().values() for text, n in zip(s.inputs, s.labels, strict=True)
+    }
     assert len(together) == 40 and together["up, 3\nmore"] == "good" and together["down 7"] == "bad"
     assert data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert data.warnings == ()
@@ -85,8 +88,8 @@ def test_warnings_of_copies_and_empty_texts(tmp_path):
     data = read_source(tmp_path, TEXTS, 0)
     assert data.warnings == (
         f"2 texts are empty (first: {tmp_path}/train.jsonl, line 3)",
-        "2 validation examples are exact copies of train examples: the scores flatter",
-        "1 test example is exact copies of validation examples: the scores flatter",
+        "2 validation examples are found in train too, exactly equal: scores on validation flatter",
+        "1 test example is found in validation too, exactly equal: scores on test flatter",
     )
 
 
@@ -160,3 +163,23 @@ def test_labels_elsewhere(tmp_path):
 def test_nothing_there_and_nothing_that_fits(tmp_path):
     assert "PATH: no such file or folder" in refusal(tmp_path / "gone.csv")
     assert "nothing here that can be read for text-classification" in refusal(tmp_path)
+
+
+def test_the_smallest_source_that_can_be_used(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,x\nb,y\n")
+    data = read_source(path, TEXTS, 0)
+    assert data.train.inputs == ("a", "b")
+    assert data.warnings == ("the validation split is empty", "the test split is empty")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_text("text,label\n")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    assert "PATH: cannot be read: Permission denied\n    mend: check that you may read it" in refusal(
+        tmp_path / "x.csv"
+    )

@@ -9,10 +9,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fedfm.config import RunConfig, load_config
+from fedfm.domains.card import DomainCard
 from fedfm.domains.examples import Examples
 from fedfm.models.body import load_body
 from fedfm.models.features import Features, collate, featurize
-from fedfm.models.site_model import DomainCard, _same_tensors, build_model, start_weights
+from fedfm.models.site_model import _same_tensors, build_model, start_weights
 from fedfm.training.matrix import ClientMatrix
 
 WORDS = "profit rose fell loss the of bank strong weak not shares market quarter sales".split()

@@ -14,7 +14,7 @@ from fedfm.config import DomainConfig, Task
 from fedfm.domains.formats import images
 from fedfm.domains.formats.tags import rewrite
 from fedfm.domains.reading import RawSource, RawSplit, Reading
-from fedfm.errors import DataError, did_you_mean
+from fedfm.errors import DataError
 
 LabelOrder = tuple[str, ...] | None
 Features = Mapping[str, Any]  # column -> its type, as `datasets` writes it: {"_type": "ClassLabel", "names": [...]}
@@ -33,7 +33,7 @@ def read_parquet(path: Path, settings: DomainConfig, reading: Reading) -> tuple[
 
 def task_of_features(features: Features) -> Task:
     """The task that the columns speak for."""
-    if any(feature.get("_type") == "Image" for feature in features.values() if isinstance(feature, dict)):
+    if any(map(_is_picture, features.values())):
         return "image-classification"
     return "token-classification" if "tokens" in features else "text-classification"
 
@@ -61,12 +61,9 @@ def split_from_table(
 ) -> tuple[RawSplit, LabelOrder]:
     """The two columns of a task as a raw split; numbers of a ClassLabel become names."""
     inputs_column, labels_column = _columns_of(table, features, settings)
-    for column, key in ((inputs_column, "text-column"), (labels_column, "label-column")):
-        if column not in table.column_names:
-            hint = did_you_mean(column, table.column_names)
-            what = f'no column "{column}".{hint} Columns here: {", ".join(table.column_names)}'
-            reading.problem(what, name, f'set {key} = "..." in the domain\'s table')
-    if not {inputs_column, labels_column} <= set(table.column_names):
+    found = table.column_names
+    has_inputs = reading.has_column(inputs_column, "text-column", found, name)
+    if not reading.has_column(labels_column, "label-column", found, name) or not has_inputs:
         return RawSplit([], [], _places(name, [])), None
     names = _class_names(features.get(labels_column))
     read_input, read_label = _CELLS[settings.task]
@@ -93,9 +90,13 @@ def _columns_of(table: pa.Table, features: Features, settings: DomainConfig) -> 
         inputs = "tokens" if inputs == "text" else inputs
         labels = "ner_tags" if labels == "label" and "label" not in table.column_names else labels
     if settings.task == "image-classification":
-        pictures = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+        pictures = [name for name, feature in features.items() if _is_picture(feature)]
         inputs = next(iter(pictures), "image") if inputs == "text" else inputs
     return inputs, labels
+
+
+def _is_picture(feature: Any) -> bool:
+    return isinstance(feature, dict) and feature.get("_type") == "Image"
 
 
 def _text(value: Any) -> str:
@@ -142,7 +143,7 @@ _CELLS: dict[Task, tuple[Callable, Callable]] = {
 
 
 def _places(name: str, rows: Sequence[int]) -> Callable[..., str]:
-    return lambda index, word=0: f"{name}, index {rows[index]}"
+    return lambda index, word=None: f"{name}, index {rows[index]}" + (f", word {word}" if word is not None else "")
 
 
 def _class_names(feature: Any) -> LabelOrder:

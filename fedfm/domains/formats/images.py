@@ -55,44 +55,53 @@ def read_npz(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
 def _load_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of the layout, and the names of all that are there."""
     known = {f"{prefix}_{kind}" for prefix in NPZ_PREFIXES.values() for kind in ("images", "labels")} | {"label_names"}
+    if not zipfile.is_zipfile(path):
+        raise DataError("not an .npz file", where=str(path), mend="save the arrays with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if key in known}, list(file.files)
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "allow_pickle" in str(error)
-        what = "it holds Python objects, which can run code when loaded" if pickled else f"not an .npz file: {error}"
+        what = "it holds Python objects, which can run code when loaded" if pickled else f"a damaged .npz file: {error}"
         raise DataError(what, where=str(path), mend="save plain arrays with numpy.savez") from None
 
 
 def _npz_split(
     arrays: Mapping[str, np.ndarray], prefix: str, names: Sequence[str] | None, path: Path, reading: Reading
 ) -> RawSplit:
-    images, labels = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
+    images, labels, where = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"], f"{path}, {prefix}_labels"
     before = len(reading.problems)
-    where = f"{path}, {prefix}_images"
+    _check_images(images, f"{path}, {prefix}_images", reading)
+    if len(reading.problems) == before:
+        _check_labels(labels, len(images), names, where, reading)
+    if len(reading.problems) > before:
+        return RawSplit(images, [], str)
+    texts = [names[label] if names else str(label) for label in labels.reshape(-1).tolist()]
+    return RawSplit(images, texts, lambda index, word=0: f"{where}, index {index}")
+
+
+def _check_images(images: np.ndarray, where: str, reading: Reading) -> None:
     if images.dtype != np.uint8:
         reading.problem(f"{images.dtype} values", where, "scale the images to 0..255 and save them as uint8")
     if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] in (1, 3)):
         reading.problem(f"shape {images.shape}", where, "images are N x H x W (grey) or N x H x W x 3 (RGB)")
-    where = f"{path}, {prefix}_labels"
-    if labels.dtype.kind not in "iu":
-        reading.problem(f"{labels.dtype} values", where, "labels are whole numbers")
+
+
+def _check_labels(
+    labels: np.ndarray, num_images: int, names: Sequence[str] | None, where: str, reading: Reading
+) -> None:
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
         reading.problem(f"shape {labels.shape}", where, "labels are N or N x 1: one class for each image")
-    elif len(labels) != len(images):
-        reading.problem(f"{len(labels)} labels for {len(images)} images", where, "save one label for each image")
-    if len(reading.problems) > before:
-        return RawSplit(images, [], str)
-    ids = labels.reshape(-1).tolist()
-    highest = len(names) - 1 if names else max(ids, default=0)
-    for index, label in enumerate(ids):
-        if not 0 <= label <= highest:
-            known = f"label_names has {len(names)} names" if names else "labels start at 0"
-            reading.problem(f"label {label} is out of range", f"{where}, index {index}", known)
-    if len(reading.problems) > before:
-        return RawSplit(images, [], str)
-    texts = [names[label] if names else str(label) for label in ids]
-    return RawSplit(images, texts, lambda index, word=0: f"{where}, index {index}")
+    elif labels.dtype.kind not in "iu":
+        reading.problem(f"{labels.dtype} values", where, "labels are whole numbers")
+    elif len(labels) != num_images:
+        reading.problem(f"{len(labels)} labels for {num_images} images", where, "save one label for each image")
+    else:
+        flat = labels.reshape(-1)
+        wrong = (flat < 0) | (flat >= len(names)) if names else flat < 0
+        known = f"label_names has {len(names)} names" if names else "labels start at 0"
+        for index in np.flatnonzero(wrong):
+            reading.problem(f"label {flat[index]} is out of range", f"{where}, index {index}", known)
 
 
 def read_image_folder(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:

@@ -77,7 +77,7 @@ def _csv_records(path: Path, settings: DomainConfig, reading: Reading) -> Record
             first_line, line = line, rows.line_num + 1  # a quoted text may run over several lines
             if header is None:
                 header = [name.strip() for name in row]
-                if not has_columns(header, settings, f"{path}, line 1", reading):
+                if not _has_columns(header, settings, f"{path}, line 1", reading):
                     return
             elif row and len(row) != len(header):
                 what = f"{len(row)} cells, but the header has {len(header)}"
@@ -103,19 +103,13 @@ def _json_records(path: Path, settings: DomainConfig, reading: Reading) -> Recor
             continue
         if not isinstance(record, dict):
             reading.problem("not a JSON object", where, mend)
-        elif has_columns(record, settings, where, reading):
+        elif _has_columns(record, settings, where, reading):
             yield number, record
 
 
-def has_columns(found: Collection[str], settings: DomainConfig, where: str, reading: Reading) -> bool:
-    """Are the text and the label column there? If not, each that is missing becomes a problem."""
-    complete = True
-    for key, column in (("text-column", settings.text_column), ("label-column", settings.label_column)):
-        if column not in found:
-            what = f'no column "{column}".{did_you_mean(column, found)} Columns here: {", ".join(found)}'
-            reading.problem(what, where, f'set {key} = "..." in the domain\'s table')
-            complete = False
-    return complete
+def _has_columns(found: Collection[str], settings: DomainConfig, where: str, reading: Reading) -> bool:
+    text = reading.has_column(settings.text_column, "text-column", found, where)
+    return reading.has_column(settings.label_column, "label-column", found, where) and text
 
 
 def _declared_labels(folder: Path, reading: Reading) -> tuple[str, ...] | None:

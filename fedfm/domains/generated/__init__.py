@@ -8,17 +8,21 @@ house style and company names; people and places), so that sites differ in their
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
-from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
 
 from fedfm.config import DomainConfig, RunConfig
+from fedfm.domains import draws
 from fedfm.domains.examples import Dataset, Examples
 from fedfm.domains.generated import entities, images, sentences
+from fedfm.domains.partition import partition_dataset
 
+# Each has LABELS, SHARES (of the recipes in a domain), draw_style(rng) and render(recipes, style, rng).
 GENERATORS: dict[str, ModuleType] = {
     "image-classification": images,
     "text-classification": sentences,
@@ -30,54 +34,46 @@ EXAMPLES_PER_SITE = {"train": 400, "validation": 60, "test": 80}
 def generate_site(config: RunConfig, domain: str, site: str) -> Dataset:
     """What `site` of `domain` holds; the same for the same seed, domain and settings, in every process.
 
-    The domain's training pool holds 240 examples for each of its sites (`max-examples` caps the pool) and is cut by
-    `partition`; validation (60) and test (80 a site) keep the domain's own shares of classes at every site. Names come
-    from Faker: another version of it may give other names, and with them another `sha256`.
+    A domain holds 400 training, 60 validation and 80 test examples for each of its sites, cut by its `partition` as a
+    source that is read would be; `max-examples` caps the training pool of the domain. Names come from Faker: another
+    version of it may give other names, and with them another `sha256`.
 
-    Raises ValueError if the domain has no such site, and what `fedfm.domains.partition` raises.
+    Raises ValueError if the domain has no such site, DataError when there are too few examples for its sites.
     """
     settings = config.domains[domain]
     return _generate(config.seed, domain, settings, settings.site_names(domain).index(site))
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _generate(seed: int, domain: str, settings: DomainConfig, index: int) -> Dataset:
-    generator = GENERATORS[settings.task]
-    style = generator.draw_style(_random(seed, domain, "style", index))
-    splits = {}
+    maker = GENERATORS[settings.task]
+    part = _cut(seed, domain, settings)[index]
+    key = ("generated", domain, str(index))
+    style = maker.draw_style(draws.generator(seed, *key, "style"))
+    splits = {
+        split: maker.render(recipes.labels, style, draws.generator(seed, *key, split))
+        for split, recipes in part.splits().items()
+    }
+    return dataclasses.replace(part, **splits, sha256=_sha256(splits))
+
+
+@functools.lru_cache(maxsize=32)
+def _cut(seed: int, domain: str, settings: DomainConfig) -> list[Dataset]:
+    """The recipes of each site: datasets whose inputs and labels are recipes (int64 [N]), not yet examples."""
+    maker, num_sites = GENERATORS[settings.task], len(settings.site_names(domain))
+    rng = draws.generator(seed, "generated", domain, "recipes")
+    pools = {}
     for split, size in EXAMPLES_PER_SITE.items():
-        if split == "train":
-            recipes = _share_of_pool(generator.SHARES, settings, index, _random(seed, domain, "pool"))
-        else:
-            recipes = _pool(generator.SHARES, size, _random(seed, domain, "pool", split, index))
-        splits[split] = generator.render(recipes, style, _random(seed, domain, split, index))
-    return Dataset(settings.task, generator.LABELS, **splits, source="generated", sha256=_sha256(splits))
-
-
-def _share_of_pool(
-    shares: tuple[float, ...], settings: DomainConfig, index: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The training recipes of site number `index`; every site draws the same pool and the same cut."""
-    from fedfm.domains.partition import partition
-
-    num_sites = len(settings.site) or settings.sites
-    pool = _pool(shares, EXAMPLES_PER_SITE["train"] * num_sites, rng)
-    if settings.max_examples:
-        pool = pool[: settings.max_examples]
-    return pool[partition(pool, num_sites, settings, rng)[index]]
-
-
-def _pool(shares: tuple[float, ...], size: int, rng: np.random.Generator) -> np.ndarray:
-    """`size` recipes in the given shares, rounded rather than drawn: every class is there; in random order."""
-    quantiles = (np.arange(size) + 0.5) / size
-    return rng.permutation(np.searchsorted(np.cumsum(shares)[:-1], quantiles))
-
-
-def _random(seed: int, *words: str | int) -> np.random.Generator:
-    return np.random.default_rng([seed, *"/".join(map(str, words)).encode()])
+        sizes = draws.apportion(np.array(maker.SHARES), size * num_sites, rng)
+        recipes = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+        pools[split] = Examples(settings.task, recipes, recipes)
+    pools["train"] = draws.limit(pools["train"], settings.max_examples, rng)
+    domain_pool = Dataset(settings.task, maker.LABELS, **pools, source="generated", sha256="")
+    return partition_dataset(domain_pool, num_sites, settings, rng)
 
 
 def _sha256(splits: dict[str, Examples]) -> str:
+    """Digest of inputs and labels, split by split."""
     digest = hashlib.sha256()
     for split, examples in splits.items():
         digest.update(f"{split}|{len(examples)}|".encode())

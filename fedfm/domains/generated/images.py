@@ -17,7 +17,7 @@ SHARES = (0.3, 0.3, 0.2, 0.2)
 SIZE = 32
 
 # Turn this to make the task harder: how far a cell may drift towards another kind (0: never, 1: may become it).
-DRIFT = 0.3
+DRIFT = 0.2
 
 # radius of cell and nucleus in pixels; distance of the nucleus's three lobes from its middle in pixels;
 # depth of the dent in the nucleus, strength of the grain: 0 to 1
@@ -32,6 +32,7 @@ SHAPES = np.array(
 )
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE]
 CENTRE = (SIZE - 1) / 2
+RIM = 1.6  # pixels over which a disc fades out
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Style:
     background: np.ndarray
     plasma: np.ndarray
     nucleus: np.ndarray
-    contrast: float
+    contrast: float  # 1: as painted, 0: grey
     noise: float  # standard deviation of a pixel, 0 to 1
     blur: float  # weight of each neighbour in a three-tap filter
     shading: np.ndarray  # brightness lost towards one side: by rows, by columns
-    off_centre: float  # pixels
+    off_centre: float  # most pixels between the cell and the middle of the image, by row and by column
 
 
 def draw_style(rng: np.random.Generator) -> Style:
@@ -54,10 +55,10 @@ def draw_style(rng: np.random.Generator) -> Style:
         plasma=np.array([0.72, 0.68, 0.86]) + rng.uniform(-0.07, 0.07, 3),
         nucleus=np.array([0.36, 0.22, 0.55]) + rng.uniform(-0.1, 0.1, 3),
         contrast=rng.uniform(0.7, 1.0),
-        noise=rng.uniform(0.03, 0.08),
+        noise=rng.uniform(0.02, 0.06),
         blur=rng.uniform(0.0, 0.2),
         shading=rng.uniform(-0.08, 0.08, 2),
-        off_centre=rng.uniform(3.0, 5.0),
+        off_centre=rng.uniform(3.5, 5.0),
     )
 
 
@@ -124,10 +125,10 @@ def _photograph(canvas: np.ndarray, style: Style, rng: np.random.Generator) -> n
 
 
 def _disc(middle: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How much of each pixel a soft-edged disc covers: [N, 32, 32]; `middle` is [2, N], row and column."""
+    """How much of each pixel a disc with a soft rim covers: [N, 32, 32]; `middle` is [2, N], row and column."""
     row, column = middle[:, :, None, None]
-    distance = np.hypot(ROWS - row, COLUMNS - column)
-    return 1 / (1 + np.exp(np.clip((distance - radius[:, None, None]) / 0.4, -30, 30)))
+    distance = np.sqrt((ROWS - row) ** 2 + (COLUMNS - column) ** 2)
+    return np.clip(0.5 + (radius[:, None, None] - distance) / RIM, 0, 1)
 
 
 def _paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> np.ndarray:

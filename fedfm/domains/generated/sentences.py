@@ -1,7 +1,7 @@
 """Generated finance news: one sentence, is it good, bad or no news for the company?
 
 Counting good and bad words is not enough for all of them: costs that fall are good news, profit that failed to grow is
-bad news, after "although" and "a year earlier" stands what does not decide, and a sentence may tell figures and no news.
+bad news, after "although" and "a year earlier" stands what does not decide, and some figures are no news at all.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ NEWS = {
 # What a company wants more of, and what it wants less of; each may rise or fall.
 WANTED = ("operating profit", "net sales", "revenue", "order intake", "cash flow", "gross margin", "earnings per share")
 UNWANTED = ("operating costs", "the net loss", "debt", "restructuring charges", "credit losses", "staff turnover")
-MOVES = {  # past, infinitive
+MOVES = {  # up and down: past, infinitive
     +1: (("rose", "rise"), ("increased", "increase"), ("grew", "grow"), ("climbed", "climb"), ("jumped", "jump")),
-    -1: (("fell", "fall"), ("decreased", "decrease"), ("declined", "decline"), ("dropped", "drop"), ("shrank", "shrink")),
+    -1: (("fell", "fall"), ("decreased", "decrease"), ("declined", "decline"), ("dropped", "drop"), ("sank", "sink")),
 }
 TAILS = (
     "to {amount}", "by {count} percent", "in the {quarter} quarter", "from {amount} a year ago", "in {month}", "",
@@ -94,10 +94,8 @@ def render(classes: np.ndarray, style: Style, rng: np.random.Generator) -> Examp
 
 def _sentence(label: int, style: Style, rng: np.random.Generator) -> str:
     company = _pick(rng, style.companies)
-    if rng.random() < HARD_SHARE:
-        text = _hard(label, company, style, rng)
-    else:
-        text = _clause(label, company, style, rng)
+    write = _hard if rng.random() < HARD_SHARE else _clause
+    text = write(label, company, style, rng)
     text = _pick(rng, style.openings) + text[0].upper() + text[1:] + _pick(rng, style.speakers)
     return _fill(text, style, rng) + "."
 
@@ -119,7 +117,7 @@ def _hard(label: int, company: str, style: Style, rng: np.random.Generator) -> s
         _, infinitive = _pick(rng, style.moves[-direction])
         denial = _pick(rng, ("did not", "failed to", "no longer continued to"))
         return f"{_figure(wanted, company, rng)} {denial} {infinitive} {_pick(rng, TAILS)}".rstrip()
-    misleading = _pick(rng, {NEUTRAL: (NEGATIVE, POSITIVE)}.get(label, (NEGATIVE + POSITIVE - label,)))
+    misleading = _pick(rng, (NEGATIVE, POSITIVE)) if label == NEUTRAL else NEGATIVE + POSITIVE - label
     main = _clause(label, company, style, rng)
     other = _clause(misleading, "it" if main.startswith(company) else company, style, rng)
     if label != NEUTRAL and kind == 1:

@@ -1,0 +1,99 @@
+"""A trained federation, used without its sites: load it, predict with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig, load_config
+from fedfm.domains.card import DomainCard
+from fedfm.domains.examples import Examples
+from fedfm.errors import ModelError, UserError, did_you_mean
+from fedfm.models.body import load_body
+from fedfm.models.features import featurize
+from fedfm.models.site_model import SiteModel, build_model, group_names
+from fedfm.training.evaluation import predict, softmax
+from fedfm.training.matrix import ClientMatrix
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One domain's model with the weights of a finished run."""
+
+    config: RunConfig
+    card: DomainCard
+    model: SiteModel
+    weights: Arrays  # name in the model -> value
+
+    def probabilities(self, inputs) -> list[np.ndarray]:
+        """Class probabilities `[C]` of images (uint8 [N, H, W, C]) or texts; `[words, C]` of sentences of words."""
+        if self.card.task == "token-classification":
+            labels = tuple(np.zeros(len(words), np.int64) for words in inputs)
+        else:
+            labels = np.zeros(len(inputs), np.int64)
+        local = self.config.local_for(self.card.domain)
+        features = featurize(Examples(self.card.task, inputs, labels), load_body(self.config).tokenizer, local.max_length)
+        logits, _ = predict(self.model, features)
+        tables = [softmax(row) for row in logits]
+        if self.card.task != "token-classification":
+            return tables
+        outside = np.eye(len(self.card.labels))[self.card.labels.index("O")]
+        return [
+            np.where(starts[:, None] < 0, outside, table[np.maximum(starts, 0)])
+            for table, starts in zip(tables, features.word_starts, strict=True)
+        ]
+
+    def predict(self, inputs) -> list:
+        """The label of each image or text, or the tags of each sentence's words."""
+        names = np.array(self.card.labels)
+        return [names[table.argmax(-1)].tolist() for table in self.probabilities(inputs)]
+
+
+def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
+    """The model of `domain` from a run folder; `site` is needed where part of it is private to sites.
+
+    Raises UserError when the run has no final model, no such domain, or no such site.
+    """
+    folder = Path(run)
+    cards = read_cards(folder)
+    if domain not in cards:
+        what = f'the run has no domain "{domain}".{did_you_mean(domain, cards)}'
+        raise UserError(what, where=str(folder), mend=f"its domains: {', '.join(cards)}")
+    config = load_config(folder / "config.toml")
+    model = build_model(config, cards[domain])
+    matrix = ClientMatrix(model)
+    grouped = group_names(matrix.columns, config.sharing, domain)
+    stored = load_file(folder / "model" / "weights.safetensors")
+    private = _private(folder, domain, site) if any(full.startswith("private/") for full in grouped.values()) else {}
+    weights = {name: stored[full] if full in stored else private[name] for name, full in grouped.items()}
+    matrix.load(0, weights)
+    return TrainedModel(config, cards[domain], model, weights)
+
+
+def read_cards(folder: Path) -> dict[str, DomainCard]:
+    """Domain -> card of a run that reached its end. Raises UserError."""
+    file = folder / "model" / "domains.json"
+    if not (file.exists() and (folder / "model" / "weights.safetensors").exists()):
+        if (folder / "run.json").exists():
+            raise UserError("this run has not reached its end", where=str(folder), mend=f"fedfm resume {folder}")
+        raise UserError("not a run folder", where=str(folder), mend="give the folder that `fedfm run` printed last")
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {domain: DomainCard.from_dict(row) for domain, row in rows.items()}
+
+
+def _private(folder: Path, domain: str, site: str) -> Arrays:
+    """What a site kept to itself, of the round of the final weights. In a simulation it lies in the run folder."""
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    names = [name for name, row in info["sites"].items() if row["domain"] == domain]
+    last = int(info["final_round"])
+    files = sorted((folder / "checkpoint" / "sites" / site).glob("*.safetensors")) if site else []
+    kept = [file for file in files if int(file.stem) <= last]
+    if not kept:
+        mend = f"name one: --site {' | '.join(names)}"
+        raise ModelError(f"part of the model of domain {domain} is private to its sites", where=str(folder), mend=mend)
+    return load_file(kept[-1])
