@@ -76,7 +76,7 @@ def run(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, lis
     wrong, RunError where the run could not go on; the folder then says so and can be resumed.
     """
     quiet_libraries()
-    config = load_config(source, *overrides)
+    config = anchored(load_config(source, *overrides))
     return _run_in(RunFolder.create(config), config, listen)
 
 
@@ -89,6 +89,18 @@ def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     return _run_in(opened, load_config(opened.path / "config.toml"), listen)
 
 
+def anchored(config: RunConfig) -> RunConfig:
+    """Relative folders made absolute, so that a run can be resumed, and its sites can work, from anywhere."""
+    sources = [d.source for d in config.domains.values()]
+    sources += [site.source for d in config.domains.values() for site in d.site]
+    if any(source not in ("", "generated") for source in sources):
+        config = config.model_copy(update={"data_root": str(Path(config.data_root).resolve())})
+    if Path(config.body.name).is_dir():
+        body = config.body.model_copy(update={"name": str(Path(config.body.name).resolve())})
+        config = config.model_copy(update={"body": body})
+    return config
+
+
 def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
     try:
         ENGINES[config.engine.name](config, folder, listen)
@@ -97,7 +109,7 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
         raise
     except BaseException as error:
         reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
-        folder.update(status="failed", reason=reason)
+        folder.update(status="failed", reason=reason, error=type(error).__name__)
         folder.event("run-failed", reason=reason)
         raise
     draw_figures(folder)

@@ -59,7 +59,7 @@ def draw_figures(folder: RunFolder) -> list[Path]:
 
     `metric_<domain>`, `overview`, `labels`, `traffic`, each `.png`, `.svg`, `.csv`. run.json gives the domains'
     primary metrics ("primary": {domain: metric}) and the sites' training labels ("sites": {site: {"domain": ...,
-    "label_counts": {label: count}}}).
+    "label_counts": {split: {label: count}}}}).
     """
     info, metrics = folder.info, folder.metrics
     primary: dict[str, str] = info.get("primary") or {}
@@ -211,7 +211,7 @@ def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
     rows = [
         {"domain": site["domain"], "site": name, "label": label, "count": count}
         for name, site in sites.items()
-        for label, count in (site.get("label_counts") or {}).items()
+        for label, count in (site.get("label_counts") or {}).get("train", {}).items()
     ]
     data = pd.DataFrame(rows, columns=["domain", "site", "label", "count"])
     panels = [(domain, _label_table(part)) for domain, part in data.groupby("domain", sort=False)]
@@ -227,10 +227,9 @@ def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
 
 
 def _label_table(part: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """Counts [sites, labels], at most `most` labels, the frequent ones, and "other"; of IOB2 tags all but "O"."""
+    """Counts [sites, labels], at most `most` labels, the frequent ones, and "other"; of tagged sentences the entities."""
     sites = part["site"].unique()
-    if part["label"].str.startswith("B-").any():  # nine words in ten are O: it would hide the entities
-        part = part[part["label"] != "O"]
+    part = part[part["label"] != "sentences"]
     table = part.pivot_table(index="site", columns="label", values="count", aggfunc="sum", fill_value=0, sort=False)
     if table.shape[1] > most:
         frequent = table.sum().sort_values(ascending=False, kind="stable").index[:most]

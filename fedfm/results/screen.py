@@ -169,34 +169,43 @@ _SHOW: dict[str, Callable[[Screen, dict[str, Any]], None]] = {
 }
 
 
-def follow(path: Path, stop: Callable[[], bool], pause: float = 0.2) -> Iterator[dict[str, Any]]:
-    """Events of a run in another process, as they are written to its events.jsonl at `path`.
+class EventTail:
+    """The events that another process writes to `path`, from byte `position` on; a torn line waits for its end."""
 
-    Waits `pause` seconds between looks, also for a file that is not there yet. Ends once `stop()` is true and all
-    that was written before it became true has been yielded. A torn line waits for its end; a damaged one is skipped.
-    """
-    position = 0
-    while True:
-        stopping = stop()  # asked before the look, so that nothing written before it is missed
-        found, position = _new_lines(path, position)
-        for line in found:
+    def __init__(self, path: Path, position: int = 0):
+        self.path, self.position = path, position
+
+    def read(self) -> list[dict[str, Any]]:
+        """What was written since the last call; a damaged line is skipped."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data.rfind(b"\n") + 1
+        self.position += whole
+        events = []
+        for line in data[:whole].splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
                 continue
             if isinstance(event, dict):
-                yield event
+                events.append(event)
+        return events
+
+
+def follow(path: Path, stop: Callable[[], bool], pause: float = 0.2) -> Iterator[dict[str, Any]]:
+    """Events of a run in another process, as they are written to its events.jsonl at `path`.
+
+    Waits `pause` seconds between looks, also for a file that is not there yet. Ends once `stop()` is true and all
+    that was written before it became true has been yielded.
+    """
+    tail = EventTail(path)
+    while True:
+        stopping = stop()  # asked before the look, so that nothing written before it is missed
+        yield from tail.read()
         if stopping:
             return
         time.sleep(pause)
-
-
-def _new_lines(path: Path, position: int) -> tuple[list[bytes], int]:
-    try:
-        with open(path, "rb") as file:
-            file.seek(position)
-            data = file.read()
-    except FileNotFoundError:
-        return [], position
-    whole = data.rfind(b"\n") + 1
-    return data[:whole].splitlines(), position + whole

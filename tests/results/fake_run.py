@@ -17,7 +17,7 @@ METRICS = {
 LABELS = {
     "medical": ["glioma", "meningioma", "no tumour", "pituitary"],
     "finance": [f"intent-{number:02d}" for number in range(77)],
-    "ner": ["O", "B-Disease", "I-Disease"],
+    "ner": ["sentences", "Disease"],
 }
 ROUNDS = 6
 
@@ -105,7 +105,7 @@ def write_run(root: Path) -> RunFolder:
         folder.add_metrics(score_rows(round, "validation"))
     folder.add_metrics(score_rows(ROUNDS, "test"))
     sites = {
-        site: {"domain": domain, "source": "generated", "sha256": "0" * 64, "label_counts": label_counts(domain, i)}
+        site: {"domain": domain, "source": "generated", "sha256": "0" * 64, "label_counts": {"train": label_counts(domain, i)}}
         for i, (site, domain) in enumerate(config().sites().items())
     }
     folder.update(status="finished", primary=PRIMARY, sites=sites)

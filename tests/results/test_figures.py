@@ -86,7 +86,7 @@ def test_one_round_with_nan_and_a_dollar_label_is_drawn(tmp_path):
             row | {"scope": "domain", "name": "ner", "value": math.nan},
         ]
     )
-    folder.update(primary={"ner": "f1"}, sites={"ner-1": {"domain": "ner", "label_counts": {"$5 to $6": 3}}})
+    folder.update(primary={"ner": "f1"}, sites={"ner-1": {"domain": "ner", "label_counts": {"train": {"$5 to $6": 3}}}})
     names = {path.stem for path in draw_figures(folder)}
     assert names == {"metric_ner", "overview", "labels", "traffic"}
 

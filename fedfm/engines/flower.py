@@ -1,0 +1,65 @@
+"""The flower engine: the same two apps under `flwr run`, on Flower's own Ray simulation, watched from here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedfm import __version__, errors
+from fedfm.config import RunConfig
+from fedfm.engines.flower_cli import Simulation, run_flower_app
+from fedfm.errors import EngineError
+from fedfm.results.run_folder import RunFolder
+from fedfm.results.screen import EventTail
+
+SERVER_APP = "fedfm.federation.server_app:app"
+CLIENT_APP = "fedfm.federation.client_app:app"
+Listen = Callable[[dict[str, Any]], None]
+
+
+def run_on_flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
+    """Submit the run, pass on its events while it goes, and raise what made it fail.
+
+    Flower brings no result back from a ServerApp: it writes to the run folder, whose events are read here.
+    """
+    path = folder.path.resolve()
+    events = path / "events.jsonl"
+    tail = EventTail(events, events.stat().st_size if events.exists() else 0)
+
+    def pass_on() -> None:
+        for event in tail.read():
+            listen(event)
+
+    work = path / "flower"
+    outcome = run_flower_app(
+        write_app(work / "app"),
+        {"config": config.to_toml(), "run-folder": str(path)},
+        Simulation(len(config.sites()), workers=config.engine.workers),
+        work_folder=work,
+        threads=config.engine.threads,
+        on_poll=pass_on,
+    )
+    pass_on()
+    info = folder.info
+    if info["status"] == "failed" and "error" in info:
+        raise getattr(errors, info["error"], EngineError)(info["reason"])
+    outcome.raise_if_unfinished()
+    shutil.rmtree(work)  # Flower's own database and logs; a run that failed keeps them
+
+
+def write_app(folder: Path) -> Path:
+    """A Flower app that carries no code: both components are those of the installed fedfm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    components = {"serverapp": SERVER_APP, "clientapp": CLIENT_APP}
+    config = {"config": "", "overrides": "", "run-folder": ""}
+    app = {"publisher": "fedfm", "fab-include": ["LICENSE"], "components": components, "config": config}
+    project = {"name": "fedfm-run", "version": __version__, "license": "Apache-2.0", "dependencies": []}
+    (folder / "pyproject.toml").write_text(
+        tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}), encoding="utf-8"
+    )
+    (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
+    return folder
