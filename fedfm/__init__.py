@@ -1,10 +1,10 @@
 """Federated fine-tuning of foundation models across domains.
 
-    import fedfm
-    run = fedfm.run("experiments/quickstart.toml", "rounds=3", "strategy.name=fedprox")
-    run.rounds      # a DataFrame, one row a round
-    run.metrics     # a DataFrame, one row a score
-    run.folder      # where all of it lies
+import fedfm
+run = fedfm.run("experiments/quickstart.toml", "rounds=3", "strategy.name=fedprox")
+run.rounds      # a DataFrame, one row a round
+run.metrics     # a DataFrame, one row a score
+run.folder      # where all of it lies
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ _HOME = {
     "UserError": "fedfm.errors",
     "RunError": "fedfm.errors",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

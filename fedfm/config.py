@@ -275,7 +275,9 @@ def _apply(data: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
         try:
             _merge(data, _parse_override(key.strip(), value.strip()))
         except tomllib.TOMLDecodeError:
-            mend = "put quotes around a part with other signs than letters, digits, - and _: 'sharing.\"*lora_B*\"=domain'"
+            mend = (
+                "put quotes around a part with other signs than letters, digits, - and _: 'sharing.\"*lora_B*\"=domain'"
+            )
             problems.append(Problem(f'cannot read the key of "{override}"', "command line", mend))
     return problems
 
@@ -331,7 +333,9 @@ def _explain(error: Mapping[str, Any], places: _Places) -> Problem:
     given = json.dumps(error["input"], default=str) if not isinstance(error["input"], dict) else "a table"
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        return Problem(f"unknown key.{did_you_mean(str(location[-1]), known)}", places.of(key), f"known: {', '.join(known)}")
+        return Problem(
+            f"unknown key.{did_you_mean(str(location[-1]), known)}", places.of(key), f"known: {', '.join(known)}"
+        )
     if error["type"] == "missing":
         return Problem(f'"{location[-1]}" is missing', places.of(key), f"add {location[-1]} = ...")
     if error["type"] == "literal_error":

@@ -53,6 +53,7 @@ class FedfmError(Exception):
 
 
 class UserError(FedfmError):
+    code = "FM100"
     exit_code = 2
 
 
@@ -69,15 +70,15 @@ class ModelError(UserError):
 
 
 class RunError(FedfmError):
-    code = "FM501"
+    code = "FM500"
 
 
 class TooFewSitesError(RunError):
-    code = "FM502"
+    code = "FM501"
 
 
 class EngineError(RunError):
-    code = "FM503"
+    code = "FM502"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

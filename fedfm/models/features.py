@@ -94,7 +94,9 @@ def _align(word_ids: Sequence[int | None], tags: np.ndarray) -> tuple[np.ndarray
     return labels, starts
 
 
-def collate(rows: Sequence[tuple[Features, np.ndarray]], device: str, dtype: torch.dtype, draws: Sequence = ()) -> Batch:
+def collate(
+    rows: Sequence[tuple[Features, np.ndarray]], device: str, dtype: torch.dtype, draws: Sequence = ()
+) -> Batch:
     """One batch of K sites: row k is (its features, indices of its examples).
 
     A site with fewer examples than the largest is filled up with copies of weight 0. `draws[k]`, where given, is the
@@ -111,7 +113,9 @@ def collate(rows: Sequence[tuple[Features, np.ndarray]], device: str, dtype: tor
         filled = [np.concatenate([own, np.repeat(own[:1], size - len(own), axis=0)]) for own in pixels]
         inputs = {"images": torch.from_numpy(np.concatenate(filled)).to(device).to(dtype) / 255}
     else:
-        inputs = _pad_texts([f.inputs[j] for (f, _), i in zip(rows, padded, strict=True) for j in i], rows[0][0].pad_id, device)
+        inputs = _pad_texts(
+            [f.inputs[j] for (f, _), i in zip(rows, padded, strict=True) for j in i], rows[0][0].pad_id, device
+        )
     if task == "token-classification":
         labels = _pad([f.labels[j] for (f, _), i in zip(rows, padded, strict=True) for j in i], IGNORED)
         scored = (labels != IGNORED).reshape(len(rows), size, -1) & np.stack(real)[:, :, None]

@@ -124,7 +124,9 @@ class RowConv2d(RowModule):
     def forward(self, x: Tensor) -> Tensor:
         k, (_, c, h, w) = self.k, x.shape
         wide = x if k == 1 else x.view(k, -1, c, h, w).transpose(0, 1).reshape(-1, k * c, h, w)
-        y = F.conv2d(wide, self.row("weight").flatten(0, 1), self.row("bias").flatten(), self.stride, self.padding, 1, k)
+        y = F.conv2d(
+            wide, self.row("weight").flatten(0, 1), self.row("bias").flatten(), self.stride, self.padding, 1, k
+        )
         if k == 1:
             return y
         return y.view(y.shape[0], k, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)

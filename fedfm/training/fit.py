@@ -35,7 +35,9 @@ def keyed_generator(seed: int, purpose: str, round: int = 0, site: str = "") -> 
     return np.random.default_rng([seed, round, *f"{purpose}/{site}".encode()])
 
 
-def fit(matrix: ClientMatrix, works: Sequence[SiteWork], local: LocalConfig, correct: Correct | None = None) -> list[float]:
+def fit(
+    matrix: ClientMatrix, works: Sequence[SiteWork], local: LocalConfig, correct: Correct | None = None
+) -> list[float]:
     """Train the sites whose weights lie in the first rows of `matrix`; returns the mean training loss of each.
 
     Rows must be loaded in the order of `works`; they are trained in order of falling number of steps and put back.

@@ -37,7 +37,9 @@ class TrainedModel:
         else:
             labels = np.zeros(len(inputs), np.int64)
         local = self.config.local_for(self.card.domain)
-        features = featurize(Examples(self.card.task, inputs, labels), load_body(self.config).tokenizer, local.max_length)
+        features = featurize(
+            Examples(self.card.task, inputs, labels), load_body(self.config).tokenizer, local.max_length
+        )
         logits, _ = predict(self.model, features)
         tables = [softmax(row) for row in logits]
         if self.card.task != "token-classification":

@@ -105,7 +105,12 @@ def write_run(root: Path) -> RunFolder:
         folder.add_metrics(score_rows(round, "validation"))
     folder.add_metrics(score_rows(ROUNDS, "test"))
     sites = {
-        site: {"domain": domain, "source": "generated", "sha256": "0" * 64, "label_counts": {"train": label_counts(domain, i)}}
+        site: {
+            "domain": domain,
+            "source": "generated",
+            "sha256": "0" * 64,
+            "label_counts": {"train": label_counts(domain, i)},
+        }
         for i, (site, domain) in enumerate(config().sites().items())
     }
     folder.update(status="finished", primary=PRIMARY, sites=sites)

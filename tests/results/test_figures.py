@@ -102,12 +102,13 @@ def test_many_labels_become_the_eight_most_frequent_and_the_rest():
     assert table.sum(axis=1).tolist() == [sum(counts.values())] * 2
 
 
-def test_tags_are_shown_without_o_and_sites_without_entities_stay():
+def test_entities_are_shown_without_the_count_of_sentences_and_sites_without_entities_stay():
     part = pd.DataFrame(
-        [("x", "O", 900), ("x", "B-Gene", 4), ("x", "I-Gene", 2), ("y", "O", 70)], columns=["site", "label", "count"]
+        [("x", "sentences", 900), ("x", "Gene", 4), ("x", "Drug", 2), ("y", "sentences", 70)],
+        columns=["site", "label", "count"],
     )
     table = _label_table(part)
-    assert table.to_dict("index") == {"x": {"B-Gene": 4, "I-Gene": 2}, "y": {"B-Gene": 0, "I-Gene": 0}}
+    assert table.to_dict("index") == {"x": {"Gene": 4, "Drug": 2}, "y": {"Gene": 0, "Drug": 0}}
 
 
 def test_spread_moves_labels_apart_by_least_squares():

@@ -70,7 +70,9 @@ def test_full_tuning_trains_every_tensor_of_the_body_and_leaves_the_shared_body_
     assert body | {"head.weight", "head.bias"} == trained.keys()
     moved = {name for name in trained if not np.array_equal(trained[name], start[name])}
     assert trained.keys() - moved <= {"body.embeddings.word_embeddings.weight"} | {
-        name for name in trained if name.endswith("key.bias")  # a bias of the keys cannot change a softmax
+        name
+        for name in trained
+        if name.endswith("key.bias")  # a bias of the keys cannot change a softmax
     }
     assert weights_sha256(load_body(config).model) == before
 

@@ -1,9 +1,9 @@
 """`fedfm export`: a finished run as files that other programs load.
 
-    DEST/README.md             model card
-    DEST/body/                 the body and its tokenizer, as `AutoModel.from_pretrained` takes it
-    DEST/adapter/              the LoRA of the body, as `PeftModel.from_pretrained` takes it (tuning `lora`)
-    DEST/domains/<domain>/     labels.json, tensors.safetensors (head, image adapter), adapter/ where LoRA is its own
+DEST/README.md             model card
+DEST/body/                 the body and its tokenizer, as `AutoModel.from_pretrained` takes it
+DEST/adapter/              the LoRA of the body, as `PeftModel.from_pretrained` takes it (tuning `lora`)
+DEST/domains/<domain>/     labels.json, tensors.safetensors (head, image adapter), adapter/ where LoRA is its own
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def _write_lora(config: RunConfig, tensors: Arrays, place: Path) -> None:
     from peft import LoraConfig
 
     place.mkdir(parents=True)
-    named = {f"{PEFT_PREFIX}{name.removeprefix('body.')}.weight": np.ascontiguousarray(v) for name, v in tensors.items()}
+    named = {
+        f"{PEFT_PREFIX}{name.removeprefix('body.')}.weight": np.ascontiguousarray(v) for name, v in tensors.items()
+    }
     save_file(named, place / "adapter_model.safetensors", metadata={"format": "pt"})
     modules = sorted({name.removeprefix("body.").rpartition(".")[0] for name in tensors})
     LoraConfig(
@@ -97,7 +99,9 @@ def model_card(config: RunConfig, models: dict[str, TrainedModel], info: dict, o
     generated = set(info.get("generated") or ())
     rows = []
     for domain, model in models.items():
-        scores = ", ".join(f"{name} {value:.3f}" for name, value in info["final"].get(domain, {}).items() if value is not None)
+        scores = ", ".join(
+            f"{name} {value:.3f}" for name, value in info["final"].get(domain, {}).items() if value is not None
+        )
         origin = "generated" if domain in generated else config.domains[domain].source
         rows.append(f"| {domain} | {model.card.task} | {origin} | {len(model.card.labels)} | {scores} |")
     adapter = "adapter" if one_for_all else f"domains/{next(iter(models))}/adapter"

@@ -1,0 +1,186 @@
+"""The command line. Exit codes: 0 done, 2 the user's input is wrong, 1 the run failed."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedfm import __version__
+from fedfm.errors import FedfmError, UserError
+
+app = typer.Typer(
+    name="fedfm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Federated fine-tuning of foundation models across domains.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
+app.add_typer(data_app, name="data")
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="a TOML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. rounds=3 body.name=minilm")]
+RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and the folder, nothing else")]
+
+
+def main() -> None:
+    """The console script: run a command, turn errors into sentences and exit codes."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        app()
+    except FedfmError as error:
+        if debug:
+            traceback.print_exc()
+        show_error(error)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error[FM000] {type(error).__name__}: {error}\n  this is a fault of fedfm, not of your input; "
+              "--debug shows where it happened", file=sys.stderr)  # fmt: skip
+        raise SystemExit(1) from None
+
+
+def show_error(error: FedfmError) -> None:
+    """What, where, how to mend, for each problem; on standard error."""
+    console = Console(stderr=True, highlight=False)
+    count = len(error.problems)
+    title = {2: "wrong input", 1: "the run failed"}[error.exit_code]
+    console.print(Text(f"error[{error.code}] {title}" + (f": {count} problems" if count > 1 else ""), "bold red"))
+    for problem in error.problems:
+        for number, line in enumerate(problem.what.splitlines()):
+            where = f"{problem.where}: " if problem.where and number == 0 else ""
+            console.print(Text(f"  {where}{line}"), soft_wrap=True)
+        if problem.mend:
+            console.print(Text(f"    mend: {problem.mend}"), soft_wrap=True)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    show: Annotated[bool, typer.Option("--show", help="print the whole configuration and stop")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a federation; the last line printed is the folder of the run."""
+    from fedfm import engines
+    from fedfm.results.screen import Screen
+
+    if show:
+        print(engines.load_config(config, *(overrides or ())).to_toml(), end="")
+        return
+    with Screen(quiet=quiet) as screen:
+        done = engines.run(config, *(overrides or ()), listen=screen.handle)
+    _print_folder(done.folder)
+
+
+@app.command()
+def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
+    """Go on with a run that was killed, interrupted or failed, from its last finished round."""
+    from fedfm import engines
+    from fedfm.results.screen import Screen
+
+    with Screen(quiet=quiet) as screen:
+        done = engines.resume(folder, listen=screen.handle)
+    _print_folder(done.folder)
+
+
+@app.command()
+def predict(
+    folder: RunFolderPath,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files, or files of lines, or texts")],
+    domain: Annotated[str, typer.Option("--domain", "-d", help="whose model")],
+    site: Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")] = "",
+) -> None:
+    """Label new images, texts or word sequences: one line an input, label first (tags: word/TAG)."""
+    from fedfm.commands.predict import predict_lines
+
+    for line in predict_lines(folder, domain, inputs, site):
+        print(line)
+
+
+@app.command()
+def export(
+    folder: RunFolderPath,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="a new folder")],
+    site: Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")] = "",
+) -> None:
+    """Write body, adapter (PEFT layout), heads, labels, tokenizer and a model card."""
+    from fedfm.commands.export import export as write
+    from fedfm.engines.running import quiet_libraries
+
+    quiet_libraries()
+    print(write(folder, destination, site))
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(metavar="PATH")],
+    task: Annotated[
+        str, typer.Option("--task", help="image-, text- or token-classification; guessed when left out")
+    ] = "",
+    text_column: Annotated[str, typer.Option("--text-column")] = "text",
+    label_column: Annotated[str, typer.Option("--label-column")] = "label",
+    image_size: Annotated[int, typer.Option("--image-size", help="resize images to this many pixels a side")] = 0,
+    strict_tags: Annotated[bool, typer.Option("--strict-tags", help="refuse an I- without a start")] = False,
+) -> None:
+    """Read a source as a run would: format, counts per label and split, problems, warnings. Exit code 2 if unusable."""
+    from fedfm.commands.data_check import report
+
+    settings = {"text-column": text_column, "label-column": label_column, "image-size": image_size}
+    report(path, task, settings | {"strict-tags": strict_tags}, Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Will fedfm run on this machine? Exit code 2 if not."""
+    from fedfm.doctor import examine
+    from fedfm.engines.running import quiet_libraries
+
+    quiet_libraries()
+    findings = examine()
+    table = Table("check", "", "found", "how to mend", box=None, pad_edge=False)
+    for finding in findings:
+        style = {"ok": "green", "note": "yellow", "problem": "bold red"}[finding.state]
+        table.add_row(finding.check, Text(finding.state, style), Text(finding.found), Text(finding.mend))
+    Console().print(table)
+    problems = [finding for finding in findings if finding.state == "problem"]
+    print(f"{len(findings)} checks, {len(problems)} problems")
+    if problems:
+        raise SystemExit(2)
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="[strategies|bodies|domains|engines]")] = "",
+) -> None:
+    """The names that a configuration may use."""
+    from fedfm.commands.listing import TABLES
+
+    if what and what not in TABLES:
+        raise UserError(f'nothing is listed as "{what}"', mend=f"fedfm list {' | '.join(TABLES)}")
+    for title in [what] if what else TABLES:
+        table = Table(title, "", box=None, pad_edge=False)
+        for name, words in TABLES[title]():
+            table.add_row(Text(name, "bold"), Text(words))
+        Console().print(table)
+        print()
+
+
+@app.command()
+def version() -> None:
+    """The version of fedfm."""
+    print(__version__)
+
+
+def _print_folder(folder: Path) -> None:
+    print(folder)
