@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedfm import __version__
-from fedfm.errors import FedfmError, UserError
+from fedfm.errors import FedfmError, UserError, did_you_mean
+
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="fedfm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Federated fine-tuning of foundation models across domains.",
+    epilog="With --debug, anywhere, an error shows its traceback.",
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 app.add_typer(data_app, name="data")
@@ -26,28 +32,29 @@ ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="a TOML file")
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. rounds=3 body.name=minilm")]
 RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and the folder, nothing else")]
+PrivateOf = Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")]
 
 
-def main() -> None:
-    """The console script: run a command, turn errors into sentences and exit codes."""
-    debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+def main(words: Sequence[str] | None = None) -> int:
+    """The console script: run a command, turn errors into sentences; returns the exit code."""
+    words = sys.argv[1:] if words is None else list(words)
+    debug = "--debug" in words
     try:
-        app()
+        code = app([word for word in words if word != "--debug"], prog_name="fedfm", standalone_mode=False)
+    except click.UsageError as error:
+        return _misused(error)
     except FedfmError as error:
         if debug:
             traceback.print_exc()
         show_error(error)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(1) from None
+        return error.exit_code
     except Exception as error:
         if debug:
             raise
         print(f"error[FM000] {type(error).__name__}: {error}\n  this is a fault of fedfm, not of your input; "
               "--debug shows where it happened", file=sys.stderr)  # fmt: skip
-        raise SystemExit(1) from None
+        return 1
+    return 1 if code == INTERRUPTED else code or 0
 
 
 def show_error(error: FedfmError) -> None:
@@ -64,6 +71,28 @@ def show_error(error: FedfmError) -> None:
             console.print(Text(f"    mend: {problem.mend}"), soft_wrap=True)
 
 
+def _misused(error: click.UsageError) -> int:
+    """A wrong command, option or argument, in the form of all other errors."""
+    if not error.message.strip() or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return error.exit_code
+    mend = f"{error.ctx.command_path if error.ctx else 'fedfm'} --help"
+    if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.info_name == "run":
+        mend = f"settings have no dashes: rounds=3; for the options: {mend}"
+    show_error(UserError(error.format_message(), mend=mend))
+    return error.exit_code
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends a run with a sentence, not with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print("stopped", *getattr(stop, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
 @app.command()
 def run(
     config: ConfigFile,
@@ -78,7 +107,7 @@ def run(
     if show:
         print(engines.load_config(config, *(overrides or ())).to_toml(), end="")
         return
-    with Screen(quiet=quiet) as screen:
+    with _stoppable(), Screen(quiet=quiet) as screen:
         done = engines.run(config, *(overrides or ()), listen=screen.handle)
     _print_folder(done.folder)
 
@@ -89,7 +118,7 @@ def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
     from fedfm import engines
     from fedfm.results.screen import Screen
 
-    with Screen(quiet=quiet) as screen:
+    with _stoppable(), Screen(quiet=quiet) as screen:
         done = engines.resume(folder, listen=screen.handle)
     _print_folder(done.folder)
 
@@ -99,7 +128,7 @@ def predict(
     folder: RunFolderPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files, or files of lines, or texts")],
     domain: Annotated[str, typer.Option("--domain", "-d", help="whose model")],
-    site: Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")] = "",
+    site: PrivateOf = "",
 ) -> None:
     """Label new images, texts or word sequences: one line an input, label first (tags: word/TAG)."""
     from fedfm.commands.predict import predict_lines
@@ -112,7 +141,7 @@ def predict(
 def export(
     folder: RunFolderPath,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="a new folder")],
-    site: Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")] = "",
+    site: PrivateOf = "",
 ) -> None:
     """Write body, adapter (PEFT layout), heads, labels, tokenizer and a model card."""
     from fedfm.commands.export import export as write
@@ -148,15 +177,17 @@ def doctor() -> None:
 
     quiet_libraries()
     findings = examine()
-    table = Table("check", "", "found", "how to mend", box=None, pad_edge=False)
+    table = Table.grid(padding=(0, 2))
     for finding in findings:
         style = {"ok": "green", "note": "yellow", "problem": "bold red"}[finding.state]
-        table.add_row(finding.check, Text(finding.state, style), Text(finding.found), Text(finding.mend))
+        table.add_row(finding.check, Text(finding.state, style), Text(finding.found))
+        if finding.mend:
+            table.add_row("", "", Text(f"mend: {finding.mend}"))
     Console().print(table)
-    problems = [finding for finding in findings if finding.state == "problem"]
-    print(f"{len(findings)} checks, {len(problems)} problems")
+    problems = sum(finding.state == "problem" for finding in findings)
+    print(f"{len(findings)} checks, {problems} {'problem' if problems == 1 else 'problems'}")
     if problems:
-        raise SystemExit(2)
+        raise typer.Exit(2)
 
 
 @app.command("list")
@@ -167,13 +198,17 @@ def list_names(
     from fedfm.commands.listing import TABLES
 
     if what and what not in TABLES:
-        raise UserError(f'nothing is listed as "{what}"', mend=f"fedfm list {' | '.join(TABLES)}")
-    for title in [what] if what else TABLES:
-        table = Table(title, "", box=None, pad_edge=False)
-        for name, words in TABLES[title]():
-            table.add_row(Text(name, "bold"), Text(words))
+        raise UserError(
+            f'nothing is listed as "{what}".{did_you_mean(what, TABLES)}', mend=f"fedfm list {' | '.join(TABLES)}"
+        )
+    for number, title in enumerate([what] if what else TABLES):
+        header, rows = TABLES[title]()
+        table = Table(*header, box=None, pad_edge=False)
+        for name, *cells in rows:
+            table.add_row(Text(name, "bold"), *map(Text, cells))
+        if number:
+            print()
         Console().print(table)
-        print()
 
 
 @app.command()

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fedfm.engines import ENGINES
 from fedfm.models.body import NAMED_BODIES
 from fedfm.strategies import STRATEGIES
 
-Rows = list[tuple[str, str]]
+Listing = tuple[Sequence[str], list[Sequence[str]]]  # header, rows
 
 ENGINE_WORDS = {
-    "local": "in this process, one site after the other; no server, no sockets; the fastest for small runs and tests",
-    "flower": "`flwr run` on Flower's own Ray simulation; the same apps, the same weights, some 15 s to start",
+    "local": "in this process, one site after the other: no server, no sockets",
+    "flower": "`flwr run`: Flower's own Ray simulation; the same weights, 15 s to start",
 }
-TASK_WORDS = {
-    "image-classification": "MedMNIST .npz, folders of images by label, generated; primary metric auc",
-    "text-classification": "CSV, JSONL, Parquet, saved datasets, generated; primary metric macro_f1",
-    "token-classification": "CoNLL files (IOB1, IOB2, BIOES), saved datasets, generated; primary metric f1 of entities",
-}
+TASKS = [
+    ("image-classification", "MedMNIST .npz, folders of images by label", "auc"),
+    ("text-classification", "CSV, JSONL, Parquet, saved datasets", "macro_f1"),
+    ("token-classification", "CoNLL (IOB1, IOB2, BIOES), saved datasets", "f1"),
+]
 
 
-def _strategies() -> Rows:
-    rows = []
-    for name, strategy in STRATEGIES.items():
-        paper = next(line for line in inspect.getmodule(strategy).__doc__.splitlines() if "http" in line or "," in line)
-        rows.append((name, f"{inspect.getdoc(strategy).splitlines()[0]} [{paper.strip().rstrip(',:')}]"))
-    return rows
+def _strategies() -> Listing:
+    rows = [(name, *strategy.summary) for name, strategy in STRATEGIES.items()]
+    return ("strategy", "paper", "shared by", "state", "cost"), rows
 
 
-TABLES: dict[str, Callable[[], Rows]] = {
+def _bodies() -> Listing:
+    return ("body", ""), [*NAMED_BODIES.items(), ("FOLDER", "config.json and weights of an encoder: BERT, RoBERTa, ...")]
+
+
+def _domains() -> Listing:
+    return ("task of a domain", "read from", "primary metric"), [*TASKS, ("any", 'source = "generated": no files', "")]
+
+
+def _engines() -> Listing:
+    return ("engine", ""), [(name, ENGINE_WORDS[name]) for name in ENGINES]
+
+
+TABLES: dict[str, Callable[[], Listing]] = {
     "strategies": _strategies,
-    "bodies": lambda: [*NAMED_BODIES.items(), ("PATH", "a folder with config.json of an encoder (BERT, RoBERTa, ...)")],
-    "domains": lambda: [*TASK_WORDS.items(), ("", "a domain's name is free: [domains.NAME] task = one of these")],
-    "engines": lambda: [(name, ENGINE_WORDS[name]) for name in ENGINES],
+    "bodies": _bodies,
+    "domains": _domains,
+    "engines": _engines,
 }

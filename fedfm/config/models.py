@@ -1,28 +1,25 @@
-"""The run's configuration: frozen models, TOML files and `key=value` overrides, every error at once.
-
-    config = load_config("experiments/quickstart.toml", ["rounds=3", "strategy.name=fedprox"])
-
-Keys are kebab-case in files and overrides; a Python attribute has underscores. Keys that are not known are errors.
-"""
+"""The configuration of a run as frozen, closed, strictly typed models; each key with its default and its limits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fedfm.errors import ConfigError, Problem, did_you_mean
+from fedfm.errors import did_you_mean
 
 Task = Literal["image-classification", "text-classification", "token-classification"]
 Tuning = Literal["head", "layernorm", "lora", "full"]
 GROUPS = ("shared", "domain", "private")
+
+
+Finding = tuple[tuple[str, ...], str]  # path below the model that found it, sentence
 
 
 def _kebab(name: str) -> str:
@@ -30,16 +27,27 @@ def _kebab(name: str) -> str:
 
 
 class Section(BaseModel):
-    """A table of the configuration: frozen, kebab-case, closed."""
+    """A table of the configuration: frozen, kebab-case, closed, and strict (the text "5" is no number)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, allow_inf_nan=False
+    )
+
+    def _refuse(self, findings: Sequence[Finding]) -> None:
+        """Raise all that a look over several keys has found, each at its own place."""
+        if findings:
+            errors = [
+                InitErrorDetails(type=PydanticCustomError("finding", "{what}", {"what": what}), loc=path, input=None)
+                for path, what in findings
+            ]
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
 
 
 class EngineConfig(Section):
     name: Literal["local", "ray", "flower"] = "local"
     sites_at_once: int = Field(1, ge=1)
     workers: int = Field(1, ge=1)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
     threads: int = Field(1, ge=1, description="compute threads of a process that trains")
     dtype: Literal["float32", "float64"] = "float32"
     timeout: float = Field(3600.0, gt=0, description="seconds that a phase waits for its sites")
@@ -52,7 +60,7 @@ class BodyConfig(Section):
     weights: Literal["pretrained", "random", "none"] = "pretrained"
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0)
-    lora_targets: tuple[str, ...] = Field(("all-linear",), min_length=1)
+    lora_targets: tuple[str, ...] = Field(("all-linear",), min_length=1, strict=False)
     image_adapter: Literal["stem", "patch"] = "stem"
     image_tokens: int = Field(16, ge=4, le=256, description="an image becomes at most this many tokens")
 
@@ -91,6 +99,7 @@ class LocalConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     max_length: int = Field(64, ge=8)
     augment: bool = Field(False, description="images: random horizontal flip and shift")
+    length_buckets: bool = Field(False, description="texts: batches of like length; faster, but other batches")
 
 
 LocalOverrides = create_model(  # the same keys, each of them optional
@@ -106,7 +115,7 @@ class EarlyStoppingConfig(Section):
 
 
 class SiteConfig(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a word of letters, digits, ., - and _")
     source: str = ""
 
 
@@ -126,15 +135,19 @@ class DomainConfig(Section):
     image_size: int = Field(0, ge=0, description="resize images to this many pixels a side; 0: as they are")
     strict_tags: bool = Field(False, description="refuse an I- tag that does not continue an entity")
     local: LocalOverrides = Field(default_factory=LocalOverrides)
-    site: tuple[SiteConfig, ...] = ()
+    site: tuple[SiteConfig, ...] = Field((), strict=False, description="[[site]] tables: names, and sources of their own")
 
     @model_validator(mode="after")
     def _site_tables(self) -> DomainConfig:
+        findings: list[Finding] = []
         sources = [bool(site.source) for site in self.site]
         if any(sources) and not all(sources):
-            raise ValueError("either every [[site]] table has its own source, or none has")
+            bare = next(site.name for site in self.site if not site.source)
+            what = f'site "{bare}" has no source: either every [[site]] table has its own, or none has'
+            findings.append((("site",), what))
         if self.site and "sites" in self.model_fields_set and self.sites != len(self.site):
-            raise ValueError(f"sites = {self.sites}, but there are {len(self.site)} [[site]] tables")
+            findings.append((("sites",), f"sites = {self.sites}, but there are {len(self.site)} [[site]] tables"))
+        self._refuse(findings)
         return self
 
     def site_names(self, domain: str) -> tuple[str, ...]:
@@ -149,7 +162,8 @@ class RunsConfig(Section):
     folder: str = "runs"
 
 
-def _three_generated_domains() -> dict[str, DomainConfig]:
+def generated_domains() -> dict[str, DomainConfig]:
+    """The domains of a configuration that names none: one for each task."""
     return {
         "medical": DomainConfig(task="image-classification"),
         "finance": DomainConfig(task="text-classification"),
@@ -171,23 +185,37 @@ class RunConfig(Section):
     screening: ScreeningConfig = ScreeningConfig()
     local: LocalConfig = LocalConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    domains: dict[str, DomainConfig] = Field(default_factory=_three_generated_domains, min_length=1)
+    domains: dict[str, DomainConfig] = Field(default_factory=generated_domains, min_length=1)
     runs: RunsConfig = RunsConfig()
 
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
+        self._refuse([*self._unfit_domain_names(), *self._doubled_sites(), *self._unknown_metric()])
+        return self
+
+    def _unfit_domain_names(self) -> list[Finding]:
+        reserved = (*GROUPS, "federation")
+        what = f"cannot name a domain: letters, digits, - and _, and none of {', '.join(reserved)}"
+        unfit = (d for d in self.domains if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", d) or d in reserved)
+        return [(("domains", domain), f'"{domain}" {what}') for domain in unfit]
+
+    def _doubled_sites(self) -> list[Finding]:
         owners: dict[str, str] = {}
+        findings: list[Finding] = []
         for domain, settings in self.domains.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", domain) or domain in (*GROUPS, "federation"):
-                raise ValueError(f'"{domain}" cannot name a domain: letters, digits, - and _, and none of {GROUPS}')
             for name in settings.site_names(domain):
                 if name in owners:
-                    raise ValueError(f'two sites are named "{name}" (domains {owners[name]} and {domain})')
-                owners[name] = domain
-        watched = ("mean", "worst", *self.domains)
-        if self.early_stopping.metric not in watched:
-            raise ValueError(f'early-stopping.metric = "{self.early_stopping.metric}": known are {", ".join(watched)}')
-        return self
+                    place = ("domains", domain, "site") if settings.site else ("domains", domain)
+                    findings.append((place, f'two sites are named "{name}" (domains {owners[name]} and {domain})'))
+                owners.setdefault(name, domain)
+        return findings
+
+    def _unknown_metric(self) -> list[Finding]:
+        watched, given = ("mean", "worst", *self.domains), self.early_stopping.metric
+        if given in watched:
+            return []
+        what = f'"{given}" is not known here.{did_you_mean(given, watched)} Known: {", ".join(watched)}'
+        return [(("early-stopping", "metric"), what)]
 
     def local_for(self, domain: str) -> LocalConfig:
         """[local] with the overrides of [domains.<domain>.local]."""
@@ -217,146 +245,6 @@ class RunConfig(Section):
 
     def replace(self, *overrides: str) -> RunConfig:
         """A copy with `key=value` overrides applied."""
+        from fedfm.config.reading import load_config  # which imports this module
+
         return load_config(self.to_dict(), overrides)
-
-
-Check = Callable[[RunConfig], list[Problem]]
-
-
-def load_config(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), checks: Sequence[Check] = ()
-) -> RunConfig:
-    """Read a TOML file (or a mapping), apply `key=value` overrides, validate.
-
-    `checks` look at the valid configuration from higher rooms (is the strategy known, can the body be had?).
-    Raises ConfigError with every problem found, each with its place and, where one is close, the right name.
-    """
-    text, label, data = _read(source)
-    problems = _apply(data, overrides)
-    places = _Places(text, label, overrides)
-    config = None
-    try:
-        config = RunConfig.model_validate(data)
-    except ValidationError as error:
-        problems += [_explain(item, places) for item in error.errors()]
-    if config is not None:
-        problems += [places.locate(problem) for check in checks for problem in check(config)]
-    if problems or config is None:
-        raise ConfigError(problems)
-    return config
-
-
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    if isinstance(source, Mapping):
-        return "", "configuration", json.loads(json.dumps(source))  # a deep copy in plain types
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration: {error.strerror}", where=str(path), mend="give the path of a TOML file"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
-    try:
-        return text, str(path), tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", where=str(path), mend='texts need quotes: name = "a"') from None
-
-
-def _apply(data: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
-    """Merge each override into `data`; what cannot be parsed comes back as problems."""
-    problems = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
-            problems.append(Problem(f'"{override}" is not of the form key=value', "command line", "e.g. rounds=3"))
-            continue
-        try:
-            _merge(data, _parse_override(key.strip(), value.strip()))
-        except tomllib.TOMLDecodeError:
-            mend = (
-                "put quotes around a part with other signs than letters, digits, - and _: 'sharing.\"*lora_B*\"=domain'"
-            )
-            problems.append(Problem(f'cannot read the key of "{override}"', "command line", mend))
-    return problems
-
-
-def _parse_override(key: str, value: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:  # a bare word is a text
-        return tomllib.loads(f"{key} = {json.dumps(value)}")
-
-
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-class _Places:
-    """Where a key stands: line of the file, or the command line."""
-
-    def __init__(self, text: str, label: str, overrides: Sequence[str]):
-        self.label = label
-        self.overridden = {override.partition("=")[0].strip().replace('"', "") for override in overrides}
-        self.lines: dict[str, int] = {}
-        table = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            if header := re.match(r"\s*\[\[?([^\]]+)\]", line):
-                table = header[1].replace('"', "").replace(" ", "") + "."
-                self.lines.setdefault(table.rstrip("."), number)
-            elif key := re.match(r"""\s*("[^"]+"|[\w.-]+)\s*=""", line):
-                self.lines.setdefault(table + key[1].strip('"'), number)
-
-    def of(self, key: str) -> str:
-        if key in self.overridden:
-            return f"command line, {key}"
-        parts = key.split(".")
-        for end in range(len(parts), 0, -1):
-            line = self.lines.get(".".join(part for part in parts[:end] if not part.isdigit()))
-            if line:
-                return f"{self.label}, line {line}, {key}"
-        return f"{self.label}, {key}"
-
-    def locate(self, problem: Problem) -> Problem:
-        return Problem(problem.what, self.of(problem.where), problem.mend)
-
-
-def _explain(error: Mapping[str, Any], places: _Places) -> Problem:
-    """One pydantic error in plain words."""
-    location = [part for part in error["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location)
-    given = json.dumps(error["input"], default=str) if not isinstance(error["input"], dict) else "a table"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        return Problem(
-            f"unknown key.{did_you_mean(str(location[-1]), known)}", places.of(key), f"known: {', '.join(known)}"
-        )
-    if error["type"] == "missing":
-        return Problem(f'"{location[-1]}" is missing', places.of(key), f"add {location[-1]} = ...")
-    if error["type"] == "literal_error":
-        allowed = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        what = f"{given} is not known here.{did_you_mean(str(error['input']), allowed)}"
-        return Problem(what, places.of(key), f"known: {', '.join(allowed)}")
-    if error["type"] == "value_error":
-        return Problem(str(error["ctx"]["error"]), places.of(key) if key else places.label)
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return Problem(f"{message}, got {given}", places.of(key))
-
-
-def _known_keys(path: Sequence[Any]) -> list[str]:
-    """The keys that the table at `path` takes."""
-    model: Any = RunConfig
-    for part in path:
-        if isinstance(part, int):
-            continue
-        field = next((f for f in model.model_fields.values() if f.alias == part), None)
-        if field is None:  # a free name, as in [domains.NAME]
-            continue
-        inner = {"domains": DomainConfig, "site": SiteConfig}.get(part, field.annotation)
-        model = inner
-    return [field.alias for field in model.model_fields.values()]

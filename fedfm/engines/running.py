@@ -104,8 +104,9 @@ def anchored(config: RunConfig) -> RunConfig:
 def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
     try:
         ENGINES[config.engine.name](config, folder, listen)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         folder.update(status="interrupted", reason="stopped by the user")
+        stop.add_note(f"go on with: fedfm resume {folder.path}")
         raise
     except BaseException as error:
         reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"

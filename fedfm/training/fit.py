@@ -15,6 +15,8 @@ from fedfm.training.descent import Correct, descend
 from fedfm.training.matrix import ClientMatrix
 from fedfm.training.optimizers import make_optimizer
 
+BUCKET_BATCHES = 16
+
 
 @dataclass(frozen=True)
 class SiteWork:
@@ -42,7 +44,7 @@ def fit(
 
     Rows must be loaded in the order of `works`; they are trained in order of falling number of steps and put back.
     """
-    plans = [batch_plan(len(w.features), local, w.generator("batches")) for w in works]
+    plans = [batch_plan(w.features.lengths(), local, w.generator("batches")) for w in works]
     order = sorted(range(len(works)), key=lambda i: -len(plans[i]))
     draws = [works[i].generator("augment") for i in order] if local.augment else []
     index = torch.tensor(order)
@@ -72,12 +74,24 @@ def fit(
     return means[back].tolist()
 
 
-def batch_plan(count: int, local: LocalConfig, draw: np.random.Generator) -> list[np.ndarray]:
-    """The index arrays of a site's steps: `epochs` passes over its examples, each in a new order, no example dropped."""
+def batch_plan(lengths: np.ndarray, local: LocalConfig, draw: np.random.Generator) -> list[np.ndarray]:
+    """The index arrays of a site's steps: `epochs` passes over its examples, each in a new order, no example dropped.
+
+    `lengths`: tokens of each example, int64 [N]. With `length-buckets` the order is sorted by length inside stretches
+    of sixteen batches, so that a batch pads little, and the batches then come in random order.
+    """
     plan: list[np.ndarray] = []
+    size = local.batch_size
     for _ in range(local.epochs):
-        order = draw.permutation(count)
-        plan += [order[start : start + local.batch_size] for start in range(0, count, local.batch_size)]
+        order = draw.permutation(len(lengths))
+        if local.length_buckets:
+            stretch = BUCKET_BATCHES * size
+            parts = (order[start : start + stretch] for start in range(0, len(order), stretch))
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        if local.length_buckets:
+            batches = [batches[i] for i in draw.permutation(len(batches))]
+        plan += batches
     return plan
 
 

@@ -29,7 +29,7 @@ def test_one_row_equals_the_plain_peft_loop(card, mu):
     start = matrix.read(0)
     features = make_features(config, card, count=10, seed=1)
     work = SiteWork("s", features, config.seed, 1)
-    plan = batch_plan(10, config.local, work.generator("batches"))
+    plan = batch_plan(features.lengths(), config.local, work.generator("batches"))
     assert [len(batch) for batch in plan] == [4, 4, 2] * 2
     fit(matrix, [work], config.local, make_strategy(config.strategy).correct)
     expected = plain_loop(config, card, start, features, plan, mu)
@@ -86,3 +86,19 @@ def test_a_row_is_written_and_read_back():
     matrix.load(1, values)
     assert largest_difference(matrix.read(1), values) == 0
     assert largest_difference(matrix.read(0), before) == 0
+
+
+def test_length_buckets_hold_every_example_once_and_pad_less():
+    """40 texts of random length in batches of 4: each is in one batch of an epoch; like lengths stand together."""
+    lengths = np.random.default_rng(3).integers(5, 60, 40)
+
+    def plan(buckets: bool) -> list:
+        local = make_config("local.batch-size=4", f"local.length-buckets={str(buckets).lower()}").local
+        return batch_plan(lengths, local, np.random.default_rng(0))
+
+    def padded(batches: list) -> int:
+        return sum(len(batch) * lengths[batch].max() for batch in batches)
+
+    for batches in (plan(True), plan(False)):
+        assert sorted(np.concatenate(batches).tolist()) == list(range(40))
+    assert lengths.sum() <= padded(plan(True)) < 1.15 * lengths.sum() < padded(plan(False))

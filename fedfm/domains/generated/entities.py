@@ -20,8 +20,8 @@ SHARES = (0.35, 0.35, 0.3)
 
 # Turn these to make the task harder: the share of names that are a bare surname, whatever they name, and the share of
 # sentences that would suit any of the three types. Where both meet, nobody can know: together they bound the score.
-AMBIGUOUS_SHARE = 0.25
-OPEN_SHARE = 0.1
+AMBIGUOUS_SHARE = 0.1
+OPEN_SHARE = 0.05
 
 # By the type that a sentence is mostly about: what differs between sites that are cut by label.
 TEMPLATES = {

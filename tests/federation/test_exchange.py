@@ -1,0 +1,115 @@
+"""Messages out, replies in: matched by message, put in order, given up after the timeout."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from flwr.app import Error, Message, RecordDict
+
+from fedfm.engines.local import LocalGrid
+from fedfm.federation.exchange import exchange, in_order
+from fedfm.federation.flower_private import name_message, take_identity
+
+
+def echo(message: Message, context) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+def orders(*nodes: int) -> dict[str, Message]:
+    take_identity()
+    return {f"site-{i}": Message(RecordDict(), dst_node_id=node, message_type="train") for i, node in enumerate(nodes)}
+
+
+def test_several_sites_of_one_node_each_get_their_own_reply():
+    replies = list(exchange(LocalGrid(echo, 2), orders(1, 1, 2, 1), timeout=5))
+    assert [key for key, _ in replies] == ["site-0", "site-1", "site-2", "site-3"]
+    assert all(reply is not None and not reply.has_error() for _, reply in replies)
+
+
+def test_one_reply_is_held_at_a_time():
+    """The work of the next site begins when its reply is asked for: memory does not grow with the sites."""
+    done = []
+
+    def counting(message, context):
+        done.append(context.node_id)
+        return echo(message, context)
+
+    stream = exchange(LocalGrid(counting, 3), orders(1, 2, 3), timeout=5)
+    next(stream)
+    assert done == [1]
+    next(stream)
+    assert done == [1, 2]
+
+
+class Scripted(LocalGrid):
+    """Hands out, pull by pull, the replies to the orders of the given numbers; `None`: an error made by the link."""
+
+    def __init__(self, *script: list[int]):
+        super().__init__(echo, 5)
+        self.script, self.sent = list(script), []
+
+    def push_messages(self, messages):
+        self.sent = list(messages)
+        return super().push_messages(self.sent)
+
+    def pull_messages(self, message_ids):
+        return [self.answer(self.sent[i]) for i in (self.script.pop(0) if self.script else [])]
+
+    def answer(self, message: Message) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+
+def test_replies_come_as_they_are_ready_and_those_that_never_do_are_none():
+    started = time.monotonic()
+    replies = list(exchange(Scripted([2], [], [0, 3]), orders(1, 2, 3, 4, 5), timeout=0.5))
+    assert [key for key, reply in replies if reply is not None] == ["site-2", "site-0", "site-3"]
+    assert [key for key, reply in replies if reply is None] == ["site-1", "site-4"]
+    assert 0.4 < time.monotonic() - started < 5
+
+
+def test_a_reply_to_no_order_of_ours_is_passed_over():
+    """A late reply of an earlier phase is nobody's answer now, and a reply that comes twice counts once."""
+
+    class Stale(Scripted):
+        def answer(self, message):
+            old = Message(RecordDict(), dst_node_id=1, message_type="train")
+            name_message(old, "from-an-earlier-phase")
+            return Message(RecordDict(), reply_to=old)
+
+    (pair,) = exchange(Stale([0]), orders(1), timeout=0.2)
+    assert pair == ("site-0", None)
+    replies = list(exchange(Scripted([0], [0], [1]), orders(1, 2), timeout=5))
+    assert [key for key, _ in replies] == ["site-0", "site-1"]
+
+
+def test_an_error_of_the_link_is_matched_by_message():
+    """Errors that the SuperLink makes carry its own node id: only the id of the message says whose they are."""
+
+    class Offline(Scripted):
+        def answer(self, message):
+            return Message(Error(5, "offline"), reply_to=message)
+
+    replies = dict(exchange(Offline([1], [0]), orders(1, 2), timeout=5))
+    assert replies["site-1"].error.reason == "offline"
+
+
+@pytest.mark.parametrize("arrival", ["abcd", "dcba", "bdac"])
+def test_in_order_waits_for_the_next_one(arrival):
+    given = ((key, key.upper()) for key in arrival)
+    assert list(in_order(given, "abcd")) == [("a", "A"), ("b", "B"), ("c", "C"), ("d", "D")]
+
+
+def test_in_order_holds_back_no_more_than_it_must():
+    taken = []
+
+    def arrivals():
+        for key in "bac":
+            taken.append(key)
+            yield key, None
+
+    stream = in_order(arrivals(), "abc")
+    assert next(stream)[0] == "a"
+    assert taken == ["b", "a"]
+    assert next(stream)[0] == "b"
+    assert taken == ["b", "a"]

@@ -1,0 +1,111 @@
+"""One configuration, one result: whoever computes it, in whatever order, and however often it is stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federation_helpers import events, same, tiny, train_federation, with_names
+
+from fedfm.federation.client_app import app
+from fedfm.results.run_folder import RunFolder
+
+
+def test_two_runs_give_the_same_weights_and_tables(tmp_path):
+    first, second = (train_federation(tiny(tmp_path, "rounds=2")) for _ in range(2))
+    assert first.sha256 == second.sha256
+    assert same(first.weights, second.weights)
+    assert first.folder.metrics.equals(second.folder.metrics)
+    assert first.folder.info["final"] == second.folder.info["final"]
+
+
+def test_the_seed_matters(tmp_path):
+    assert train_federation(tiny(tmp_path)).sha256 != train_federation(tiny(tmp_path, "seed=1")).sha256
+
+
+def test_the_number_of_threads_does_not_matter(tmp_path):
+    assert train_federation(tiny(tmp_path)).sha256 == train_federation(tiny(tmp_path, "engine.threads=2")).sha256
+
+
+@pytest.mark.parametrize("turn", [1, 4])
+def test_which_node_plays_which_site_does_not_matter(tmp_path, turn):
+    """Replies come in order of nodes; the sites are dealt to the nodes anew, the sum is taken by site name."""
+    config = tiny(tmp_path)
+    sites = list(config.sites())
+    dealt = {node: sites[(turn * node) % 6 if turn != 4 else -node] for node in range(1, 7)}
+    assert sorted(dealt.values()) == sites
+    assert train_federation(config, with_names(dealt)).sha256 == train_federation(config).sha256
+
+
+def test_replies_that_come_late_and_in_reverse_are_summed_by_name(tmp_path):
+    """A grid that hands out the replies of a phase last one first, as a network might."""
+    from fedfm.engines.local import LocalGrid
+    from fedfm.federation.rounds import RoundLoop
+
+    class Backwards(LocalGrid):
+        def pull_messages(self, message_ids):
+            replies = [reply for name in message_ids for reply in super(Backwards, self).pull_messages([name])]
+            return replies[::-1]
+
+    config = tiny(tmp_path, "rounds=2")
+    folder = RunFolder.create(config)
+    RoundLoop(Backwards(app, 6), config, folder).run()
+    assert folder.info["final_weights_sha256"] == train_federation(config).sha256
+    order = [event["site"] for event in events(folder, "site-finished") if event["phase"] == "train"][:6]
+    assert order == sorted(order, reverse=True)  # they did come backwards
+
+
+def test_fedprox_without_mu_is_fedavg_to_the_bit(tmp_path):
+    fedavg = train_federation(tiny(tmp_path, "rounds=2"))
+    none, some = (
+        train_federation(tiny(tmp_path, "rounds=2", "strategy.name=fedprox", f"strategy.proximal-mu={mu}"))
+        for mu in (0, 1)
+    )
+    assert none.sha256 == fedavg.sha256
+    assert some.sha256 != fedavg.sha256
+
+
+class Stop(Exception):  # noqa: N818 (not an error: somebody pulled the plug)
+    """The plug, pulled."""
+
+
+MOMENTS = {
+    "while round 2 trains": lambda e: e["event"] == "site-finished" and e["phase"] == "train" and e["round"] == 2,
+    "before round 2 is saved": lambda e: e["event"] == "round-finished" and e["round"] == 2,
+    "while round 0 is scored": lambda e: e["event"] == "phase" and e["round"] == 0,
+    "while the end is tested": lambda e: e["event"] == "site-finished" and e["phase"] == "test",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_and_resumed_run_ends_as_if_it_had_not_been_stopped(tmp_path, moment):
+    """Equal weights, equal tables, equal private files; heads are private here, so that sites have something to lose."""
+    config = tiny(tmp_path, "rounds=3", 'sharing."head*"=private')
+    straight = train_federation(config)
+
+    def pull_the_plug(event):
+        if MOMENTS[moment](event):
+            raise Stop
+
+    folder = RunFolder.create(config)
+    with pytest.raises(Stop):
+        train_federation(config, folder=folder, listen=pull_the_plug)
+    assert folder.info["status"] == "running"
+    resumed = train_federation(config, folder=folder)
+    assert resumed.sha256 == straight.sha256
+    assert resumed.private() == straight.private()
+    assert resumed.folder.metrics.equals(straight.folder.metrics)
+    numbers = ["round", "bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped", "loss"]
+    assert resumed.folder.rounds[numbers].equals(straight.folder.rounds[numbers])
+    for key in ("status", "rounds", "bytes_up", "bytes_down", "final"):
+        assert folder.info[key] == straight.folder.info[key]
+
+
+def test_a_finished_run_can_be_finished_again(tmp_path):
+    """Killed after the last checkpoint, before the test: resuming trains nothing and tests once."""
+    config = tiny(tmp_path)
+    done = train_federation(config)
+    again = train_federation(config, folder=done.folder)
+    assert again.sha256 == done.sha256
+    tests = again.folder.metrics.query("split == 'test' and scope == 'federation'")
+    assert tests["metric"].tolist() == ["mean", "worst"]
+    assert np.isfinite(tests["value"]).all()
