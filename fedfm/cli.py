@@ -22,17 +22,27 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="fedfm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    suggest_commands=False,  # click does
     help="Federated fine-tuning of foundation models across domains.",
     epilog="With --debug, anywhere, an error shows its traceback.",
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 app.add_typer(data_app, name="data")
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="a TOML file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. rounds=3 body.name=minilm")]
-RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and the folder, nothing else")]
-PrivateOf = Annotated[str, typer.Option("--site", help="whose private part, where a domain has one")]
+# Arguments are told of in the docstrings: typer 0.20, the newest that flwr allows, loses their help under click 8.5.
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", hidden=True)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
+RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+
+
+def _option(name: str, words: str, *other_names: str) -> typer.models.OptionInfo:
+    return typer.Option(name, *other_names, help=words, show_default=False)
+
+
+Quiet = Annotated[bool, _option("--quiet", "print warnings and the folder, nothing else", "-q")]
+PrivateOf = Annotated[str, _option("--site", "whose private part, where a domain has one")]
+PrivateOfEach = Annotated[list[str] | None, _option("--site", "whose private part; once for each domain that has one")]
+DomainName = Annotated[str, _option("--domain", "whose model; needed where a run has several", "-d")]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -73,7 +83,7 @@ def show_error(error: FedfmError) -> None:
 
 def _misused(error: click.UsageError) -> int:
     """A wrong command, option or argument, in the form of all other errors."""
-    if not error.message.strip() or type(error).__name__ == "NoArgsIsHelpError":
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer
         error.show()
         return error.exit_code
     mend = f"{error.ctx.command_path if error.ctx else 'fedfm'} --help"
@@ -93,14 +103,31 @@ def _stoppable() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fedfm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    show: Annotated[bool, typer.Option("--show", help="print the whole configuration and stop")] = False,
+    show: Annotated[bool, _option("--show", "print the whole configuration and stop")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation; the last line printed is the folder of the run."""
+    """Run a federation; the last line printed is the folder of the run.
+
+    CONFIG is a TOML file. KEY=VALUE changes one of its keys, as in rounds=3 strategy.name=fedprox.
+    """
     from fedfm import engines
     from fedfm.results.screen import Screen
 
@@ -114,7 +141,10 @@ def run(
 
 @app.command()
 def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
-    """Go on with a run that was killed, interrupted or failed, from its last finished round."""
+    """Go on with a run from its last finished round.
+
+    RUN is the folder of a run that was killed, interrupted or has failed. The last line printed is that folder.
+    """
     from fedfm import engines
     from fedfm.results.screen import Screen
 
@@ -126,43 +156,55 @@ def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
 @app.command()
 def predict(
     folder: RunFolderPath,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="image files, or files of lines, or texts")],
-    domain: Annotated[str, typer.Option("--domain", "-d", help="whose model")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", hidden=True)],
+    domain: DomainName = "",
     site: PrivateOf = "",
 ) -> None:
-    """Label new images, texts or word sequences: one line an input, label first (tags: word/TAG)."""
-    from fedfm.commands.predict import predict_lines
+    """Label new images, texts or sentences, one line each.
 
-    for line in predict_lines(folder, domain, inputs, site):
+    RUN is the folder of a finished run. INPUT is an image file, a text, or a file with a text in each line.
+    Printed are label, probability and input with tabs between them, or word/TAG word/TAG ... for each sentence.
+    """
+    from fedfm.commands.predict import predict_lines
+    from fedfm.engines.running import quiet_libraries
+
+    quiet_libraries()
+    for line in predict_lines(folder, inputs, domain, site):
         print(line)
 
 
 @app.command()
 def export(
     folder: RunFolderPath,
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="a new folder")],
-    site: PrivateOf = "",
+    destination: Annotated[Path, typer.Argument(metavar="DEST", hidden=True)],
+    site: PrivateOfEach = None,
 ) -> None:
-    """Write body, adapter (PEFT layout), heads, labels, tokenizer and a model card."""
+    """Write the final model for use by other programs.
+
+    RUN is the folder of a finished run, DEST a folder that is new or empty. Written are body, tokenizer, LoRA adapter
+    (PEFT layout), heads and image adapters, lists of labels, and a model card.
+    """
     from fedfm.commands.export import export as write
     from fedfm.engines.running import quiet_libraries
 
     quiet_libraries()
-    print(write(folder, destination, site))
+    print(write(folder, destination, site or ()))
 
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(metavar="PATH")],
-    task: Annotated[
-        str, typer.Option("--task", help="image-, text- or token-classification; guessed when left out")
-    ] = "",
-    text_column: Annotated[str, typer.Option("--text-column")] = "text",
-    label_column: Annotated[str, typer.Option("--label-column")] = "label",
-    image_size: Annotated[int, typer.Option("--image-size", help="resize images to this many pixels a side")] = 0,
-    strict_tags: Annotated[bool, typer.Option("--strict-tags", help="refuse an I- without a start")] = False,
+    path: Annotated[Path, typer.Argument(metavar="PATH", hidden=True)],
+    task: Annotated[str, _option("--task", "image-, text- or token-classification; guessed when left out")] = "",
+    text_column: Annotated[str, _option("--text-column", 'of a table; "text" when left out')] = "text",
+    label_column: Annotated[str, _option("--label-column", 'of a table; "label" when left out')] = "label",
+    image_size: Annotated[int, _option("--image-size", "resize images to this many pixels a side")] = 0,
+    strict_tags: Annotated[bool, _option("--strict-tags", "refuse an I- without a start")] = False,
 ) -> None:
-    """Read a source as a run would: format, counts per label and split, problems, warnings. Exit code 2 if unusable."""
+    """Read a source as a run would, and say what is found.
+
+    PATH is a file or a folder. Printed are format, counts by label and split, problems and warnings; the exit code is 2
+    where it cannot be used.
+    """
     from fedfm.commands.data_check import report
 
     settings = {"text-column": text_column, "label-column": label_column, "image-size": image_size}
@@ -192,7 +234,7 @@ def doctor() -> None:
 
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="[strategies|bodies|domains|engines]")] = "",
+    what: Annotated[str, typer.Argument(metavar="[strategies|bodies|domains|engines]", hidden=True)] = "",
 ) -> None:
     """The names that a configuration may use."""
     from fedfm.commands.listing import TABLES
@@ -209,12 +251,6 @@ def list_names(
         if number:
             print()
         Console().print(table)
-
-
-@app.command()
-def version() -> None:
-    """The version of fedfm."""
-    print(__version__)
 
 
 def _print_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`fedfm doctor`: will fedfm run on this machine? Each check says what it found and, where it is bad, how to mend it."""
+"""`fedfm doctor`: will fedfm run on this machine? Each check says what it found and, if it is bad, how to mend it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def _strategies() -> Listing:
 
 
 def _bodies() -> Listing:
-    return ("body", ""), [*NAMED_BODIES.items(), ("FOLDER", "config.json and weights of an encoder: BERT, RoBERTa, ...")]
+    folder = ("FOLDER", "config.json and weights of an encoder: BERT, RoBERTa, ...")
+    return ("body", ""), [*NAMED_BODIES.items(), folder]
 
 
 def _domains() -> Listing:

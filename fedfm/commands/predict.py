@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedfm.domains.formats.images import decode
-from fedfm.errors import DataError, Problem
-from fedfm.training.trained import TrainedModel, load_model
+from fedfm.errors import DataError, Problem, UserError
+from fedfm.training.trained import TrainedModel, load_model, read_cards
 
 
-def predict_lines(run: Path, domain: str, inputs: Sequence[str], site: str = "") -> Iterator[str]:
-    """One line an input. Images: `label<TAB>probability<TAB>file`; texts the same; words: `word/TAG word/TAG ...`.
+def predict_lines(run: Path, inputs: Sequence[str], domain: str = "", site: str = "") -> Iterator[str]:
+    """One line an input. Images: `label<TAB>probability<TAB>file`; texts the same; sentences: `word/TAG word/TAG ...`.
 
-    An input is an image file, a text, or a file of texts, one a line. Raises UserError.
+    An input is an image file, a text, or a file of texts, one a line (empty lines are passed over). `domain` may be
+    left out where the run has one, `site` where no part of the model is private. Raises UserError.
     """
-    model = load_model(run, domain, site)
+    model = load_model(run, domain or _only_domain(run), site)
     if model.card.task == "image-classification":
-        yield from _images(model, [Path(name) for name in inputs])
+        images = _read_images(inputs, model)
+        yield from _labelled(model, images, inputs)
         return
-    texts = [text for given in inputs for text in _texts(given)]
-    if model.card.task == "token-classification":
-        sentences = [tuple(text.split()) for text in texts]
-        for words, tags in zip(sentences, model.predict(sentences), strict=True):
-            yield " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
-    else:
-        yield from _lines(model, texts, texts)
+    texts = _read_texts(inputs)
+    if model.card.task == "text-classification":
+        yield from _labelled(model, texts, texts)
+        return
+    sentences = [tuple(text.split()) for text in texts]
+    for words, tags in zip(sentences, model.predict(sentences), strict=True):
+        yield " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
 
 
-def _lines(model: TrainedModel, inputs, names: Sequence[str]) -> Iterator[str]:
+def _only_domain(run: Path) -> str:
+    first, *others = read_cards(run)
+    if others:
+        mend = f"--domain {' | '.join([first, *others])}"
+        raise UserError(f"the run has {1 + len(others)} domains, each with a model", where=str(run), mend=mend)
+    return first
+
+
+def _labelled(model: TrainedModel, inputs: Sequence, names: Sequence[str]) -> Iterator[str]:
     for row, name in zip(model.probabilities(inputs), names, strict=True):
         best = int(row.argmax())
         yield f"{model.card.labels[best]}\t{row[best]:.3f}\t{name}"
+
+
+def _read_texts(inputs: Sequence[str]) -> list[str]:
+    """All texts with single spaces; raises DataError for every input that is no text and no file that can be read."""
+    texts, problems = [], []
+    for given in inputs:
+        try:
+            texts += _texts(given)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return texts
 
 
 def _texts(given: str) -> list[str]:
@@ -42,26 +66,34 @@ def _texts(given: str) -> list[str]:
         is_file = Path(given).is_file()
     except OSError:  # longer than a file name can be
         is_file = False
-    if not is_file:
-        return [given]
+    if not is_file and re.fullmatch(r"\S+\.(txt|csv|tsv|json|jsonl|conll)|\S*/\S*", given):
+        raise DataError("there is no such file", where=given, mend="a text of one word needs a space: 'word '")
     try:
-        return [line for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = Path(given).read_text(encoding="utf-8").splitlines() if is_file else [given]
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 text (byte {error.start})", where=given) from None
+    texts = [" ".join(line.split()) for line in lines]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise DataError("it holds no text", where=given or '""', mend="give a text, or a file with a text in each line")
+    return texts
 
 
-def _images(model: TrainedModel, files: Sequence[Path]) -> Iterator[str]:
+def _read_images(files: Sequence[str], model: TrainedModel) -> np.ndarray:
+    """uint8 [N, h, w, C] as the model was trained; raises DataError for every file that is no image."""
     shape = model.card.image_shape
     assert shape is not None  # an image domain has one
     problems, images = [], []
     for file in files:
         try:
-            images.append(fit_image(decode(file.read_bytes()), shape))
-        except (OSError, ValueError) as error:
-            problems.append(Problem(f"cannot be read as an image: {error}", str(file), "give PNG or JPEG files"))
+            images.append(fit_image(decode(Path(file).read_bytes()), shape))
+        except OSError as error:
+            problems.append(Problem(f"cannot be read: {error.strerror}", file, "give PNG or JPEG files"))
+        except ValueError as error:
+            problems.append(Problem(str(error), file, "give 8-bit PNG or JPEG files"))
     if problems:
         raise DataError(problems)
-    yield from _lines(model, np.stack(images), [str(file) for file in files])
+    return np.stack(images)
 
 
 def fit_image(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedfm.config.models import DomainConfig, LocalConfig, LocalOverrides, RunConfig, SiteConfig, StrategyConfig
+from fedfm.config.models import DomainConfig, LocalConfig, LocalOverrides, RunConfig, SiteConfig
 from fedfm.config.places import Keys, Places, dotted
 from fedfm.errors import Problem, did_you_mean
 
@@ -43,8 +43,8 @@ def explain(error: Mapping[str, Any], places: Places) -> Problem:
     field = _field(path)
     default = _default(path, field)
     if kind == "missing":
-        allowed = get_args(field.annotation) if field else ()
-        return Problem(f'"{path[-1]}" is missing', where, f"add {path[-1]} = {' | '.join(map(_given, allowed)) or '...'}")
+        values = " | ".join(map(_given, get_args(field.annotation) if field else ())) or "..."
+        return Problem(f'"{path[-1]}" is missing', where, f"add {path[-1]} = {values}")
     if kind == "literal_error":
         allowed = re.findall(r"'([^']+)'", error["ctx"]["expected"])
         what = f"{_given(error['input'])} is not known here.{did_you_mean(str(error['input']), allowed)}"

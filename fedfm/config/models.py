@@ -29,9 +29,7 @@ def _kebab(name: str) -> str:
 class Section(BaseModel):
     """A table of the configuration: frozen, kebab-case, closed, and strict (the text "5" is no number)."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, allow_inf_nan=False)
 
     def _refuse(self, findings: Sequence[Finding]) -> None:
         """Raise all that a look over several keys has found, each at its own place."""
@@ -50,7 +48,7 @@ class EngineConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
     threads: int = Field(1, ge=1, description="compute threads of a process that trains")
     dtype: Literal["float32", "float64"] = "float32"
-    timeout: float = Field(3600.0, gt=0, description="seconds that a phase waits for its sites")
+    timeout: float = Field(3600.0, gt=0, description="seconds without any reply after which missing sites are left out")
 
 
 class BodyConfig(Section):
@@ -135,7 +133,7 @@ class DomainConfig(Section):
     image_size: int = Field(0, ge=0, description="resize images to this many pixels a side; 0: as they are")
     strict_tags: bool = Field(False, description="refuse an I- tag that does not continue an entity")
     local: LocalOverrides = Field(default_factory=LocalOverrides)
-    site: tuple[SiteConfig, ...] = Field((), strict=False, description="[[site]] tables: names, and sources of their own")
+    site: tuple[SiteConfig, ...] = Field((), strict=False, description="names, and sources of their own")
 
     @model_validator(mode="after")
     def _site_tables(self) -> DomainConfig:

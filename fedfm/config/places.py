@@ -75,7 +75,7 @@ def _header(parsed: Mapping[str, Any], arrays: dict[Keys, int], is_array: bool) 
     """The path of a `[table]` or `[[array of tables]]`, the latter with the number of the table, from 0."""
     keys = []
     while parsed:
-        (key, inner), = parsed.items()
+        ((key, inner),) = parsed.items()
         keys.append(key)
         parsed = inner if isinstance(inner, dict) else {}
     path: Keys = ()

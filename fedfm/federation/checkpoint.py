@@ -64,16 +64,15 @@ def load_checkpoint(file: Path) -> Checkpoint | None:
         with safe_open(file, framework="numpy") as stored:
             header = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dictionary)
-    except (SafetensorError, OSError) as error:
+        plain, progress = json.loads(header["state"]), Progress(**json.loads(header["progress"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         mend = "run the configuration again; the folder's tables stay readable"
         raise RunError(f"the checkpoint is damaged: {error}", where=str(file), mend=mend) from None
     parts: dict[str, Arrays] = {"weights": {}, "state": {}, "best": {}}
     for name, value in tensors.items():
         part, _, inner = name.partition(":")
         parts[part][inner] = value
-    state = _join(parts["state"], json.loads(header["state"]))
-    progress = Progress(**json.loads(header["progress"]))
-    return Checkpoint(parts["weights"], state, parts["best"] or parts["weights"], progress)
+    return Checkpoint(parts["weights"], _join(parts["state"], plain), parts["best"] or parts["weights"], progress)
 
 
 def _split(state: State, prefix: str = "") -> tuple[Arrays, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
-from fedfm.errors import DataError, EngineError, FedfmError, Problem
+from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
 from fedfm.federation.exchange import exchange
 from fedfm.federation.messages import SiteCard, read_cards, write_query
 
@@ -51,7 +52,7 @@ def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECO
                 problems.append(error)
                 continue
             for card in cards:
-                _enter(roll, card, fresh[key])
+                _enter(roll, card, fresh[key], expected)
         missing = [site for site in expected if site not in roll.nodes]
         if problems:
             raise type(problems[0])(_once(problem for error in problems for problem in error.problems))
@@ -65,7 +66,10 @@ def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECO
     return roll
 
 
-def _enter(roll: Roll, card: SiteCard, node: int) -> None:
+def _enter(roll: Roll, card: SiteCard, node: int, expected: Mapping[str, str]) -> None:
+    if expected.get(card.site) != card.domain:
+        what = f'a node says that it is site "{card.site}" of domain {card.domain}; the configuration has none such'
+        raise EngineError(what, mend=f"its sites are {', '.join(expected)}")
     if roll.nodes.get(card.site, node) != node:
         raise EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")
     roll.nodes[card.site], roll.cards[card.site] = node, card
@@ -102,12 +106,17 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
 
     weights: Arrays = {}
     names: dict[str, list[str]] = {}
+    unlike: dict[str, None] = {}
     for domain, card in roll.domains.items():
         values = start_weights(build_model(config, card), config.seed)
         grouped = group_names(values, config.sharing, domain)
         sent = {full: values[name] for name, full in grouped.items() if not full.startswith("private/")}
+        unlike |= dict.fromkeys(n for n in sent if n in weights and weights[n].shape != sent[n].shape)
         weights |= sent
         names[domain] = sorted(sent)
+    if unlike:
+        what = f"tensors that the domains share have other shapes in other domains: {', '.join(unlike)}"
+        raise ConfigError(what, where="sharing", mend='move them with a pattern = "domain", or "private"')
     return dict(sorted(weights.items())), names
 
 

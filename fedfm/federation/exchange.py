@@ -16,20 +16,23 @@ T = TypeVar("T")
 def exchange(grid: Grid, orders: Mapping[str, Message], timeout: float) -> Iterator[tuple[str, Message | None]]:
     """Send the orders (key -> message) and yield (key, reply) as replies come; None for those that never do.
 
-    Replies are matched by the id of the message they answer, not by node: several sites may share a node, and errors
-    made by the SuperLink carry its own id. A grid that works only when asked (the in-process one) does the next piece
-    of work when the next reply is wanted, so that one reply is held at a time.
+    Who has not answered when no reply at all has come for `timeout` seconds is given up. Replies are matched by the id
+    of the message they answer, not by node: several sites may share a node, and errors made by the SuperLink carry its
+    own id. A grid that works only when asked (the in-process one) does the next piece of work when the next reply is
+    wanted, so that one reply is held at a time.
     """
     ids = list(grid.push_messages(orders.values()))
     waiting = dict(zip(ids, orders, strict=True))
-    deadline = time.monotonic() + timeout
-    while waiting and time.monotonic() < deadline:
+    silent_since = time.monotonic()
+    while waiting and time.monotonic() - silent_since < timeout:
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
             key = waiting.pop(reply.metadata.reply_to_message_id, None)
             if key is not None:
                 yield key, reply
-        if not replies:
+        if replies:
+            silent_since = time.monotonic()
+        else:
             time.sleep(POLL_SECONDS)
     for key in waiting.values():
         yield key, None

@@ -125,14 +125,16 @@ def write_answer(site: str, arrays: Mapping[str, np.ndarray], metrics: Mapping[s
 
 
 def read_answer(reply: Message) -> Answer:
-    """A reply as data; what the site refused or Flower reports as an error comes back in `problem`."""
+    """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`."""
     try:
         _raise_problem(reply)
+        record = reply.content["arrays"]
+        metrics = {name: float(value) for name, value in reply.content["metrics"].items()}
+        return Answer(str(reply.content["meta"]["site"]), from_record(record), metrics, record.count_bytes())
     except FedfmError as error:
         return Answer("", {}, {}, 0, error)
-    record = reply.content["arrays"]
-    site = str(reply.content["meta"]["site"])
-    return Answer(site, from_record(record), dict(reply.content["metrics"]), record.count_bytes())
+    except Exception as error:  # whatever a site sends must not end the run of the others
+        return Answer("", {}, {}, 0, errors.RunError(f"its answer cannot be read: {type(error).__name__}: {error}"))
 
 
 def write_problem(error: FedfmError, message: Message) -> Message:
@@ -146,5 +148,7 @@ def _raise_problem(reply: Message) -> None:
         raise errors.RunError(f"no answer (Flower error {reply.error.code}): {reply.error.reason}")
     if "problem" in reply.content:
         record = reply.content["problem"]
-        kind = getattr(errors, str(record["class"]), errors.RunError)
+        kind = getattr(errors, str(record["class"]), None)
+        if not (isinstance(kind, type) and issubclass(kind, FedfmError)):  # a site names an error of ours, or none
+            kind = errors.RunError
         raise kind([Problem(**row) for row in json.loads(str(record["problems"]))])

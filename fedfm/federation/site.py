@@ -104,13 +104,10 @@ class _Workbench:
     """The model of a domain in this process, with its client matrix."""
 
     def __init__(self, config: RunConfig, order: Order):
-        import torch
-
         from fedfm.models.body import load_body
         from fedfm.models.site_model import build_model
         from fedfm.training.matrix import ClientMatrix
 
-        torch.set_num_threads(config.engine.threads)  # the default, all cores, is slow where cores are shared
         self.model = build_model(config, order.card, pick_device(config))
         self.matrix = ClientMatrix(self.model)
         self.tokenizer = load_body(config).tokenizer
@@ -126,6 +123,11 @@ def pick_device(config: RunConfig) -> str:
 
 
 def _workbench(order: Order) -> _Workbench:
+    import torch
+
+    # The default, all cores, is slow where cores are shared. Set for every piece of work: sums depend on it, and
+    # another run in this process may have set another number.
+    torch.set_num_threads(parse_config(order.config).engine.threads)
     return _cached_workbench(order.config, order.card)
 
 

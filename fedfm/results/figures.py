@@ -63,14 +63,27 @@ def draw_figures(folder: RunFolder) -> list[Path]:
     """
     info, metrics = folder.info, folder.metrics
     primary: dict[str, str] = info.get("primary") or {}
+    generated = [domain for domain in primary if domain in (info.get("generated") or ())]
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
-        drawn = [(f"metric_{domain}", *_metric_figure(metrics, domain, name)) for domain, name in primary.items()]
+        drawn = []
+        for domain, name in primary.items():
+            drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))
+            _stamp(drawn[-1][1], [domain] if domain in generated else [])
         drawn.append(("overview", *_overview_figure(metrics, primary)))
         drawn.append(("labels", *_labels_figure(info.get("sites") or {})))
+        for _, figure, _ in drawn[-2:]:
+            _stamp(figure, generated)
         drawn.append(("traffic", *_traffic_figure(folder.rounds)))
         return [path for name, figure, data in drawn if len(data) for path in _save(target / name, figure, data)]
+
+
+def _stamp(figure: Figure, generated: Sequence[str]) -> None:
+    """Say under a figure which of its domains hold generated data: a picture travels without its run folder."""
+    if generated:
+        words = f"generated data: {', '.join(shorten(domain, 24) for domain in generated)}"
+        figure.supxlabel(", ".join(filter(None, [figure.get_supxlabel(), words])), fontsize=8, color="#555555")
 
 
 def _save(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:

@@ -23,7 +23,7 @@ from fedfm.strategies.fedavg import FedAvg
 class FedProx(FedAvg):
     """FedAvg with a proximal term at the sites. `proximal_mu`: mu; 0 is FedAvg to the bit."""
 
-    summary: ClassVar[Summary] = Summary("Li et al. 2020, arxiv.org/abs/1812.06127", "all sites", "none", "1")
+    summary: ClassVar[Summary] = Summary("Li et al. 2020, arxiv.org/abs/1812.06127", "all sites", "none", "1x")
     proximal_mu: float = 0.01
 
     def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:

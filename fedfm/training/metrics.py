@@ -112,7 +112,8 @@ def metrics(task: Task, tally: Tally, labels: Sequence[str]) -> dict[str, float]
     """
     loss = _ratio(tally.loss_sum, tally.num_examples)
     if task == "token-classification":
-        precision, recall, f1 = (float(x) for x in _precision_recall_f1(tally.counts["spans"].sum(axis=0)))
+        spans = _checked(tally.counts["spans"], entity_types(labels))
+        precision, recall, f1 = (float(x) for x in _precision_recall_f1(spans.sum(axis=0)))
         scores = {"precision": precision, "recall": recall, "f1": f1}
         if not tally.num_examples:
             scores = dict.fromkeys(scores, np.nan)
@@ -222,10 +223,10 @@ def _layout(tally: Tally) -> dict[str, tuple[int, ...]]:
     return counts | {name: rows.shape[1:] for name, rows in tally.scores.items()}
 
 
-def _checked(confusion: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    if len(confusion) != len(labels):
-        raise ValueError(f"a tally over {len(confusion)} classes, but {len(labels)} labels")
-    return confusion
+def _checked(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    if len(counts) != len(classes):
+        raise ValueError(f"a tally over {len(counts)} classes, but {len(classes)} labels")
+    return counts
 
 
 def _ratio(part: float, whole: float) -> float:

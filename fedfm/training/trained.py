@@ -93,9 +93,14 @@ def _private(folder: Path, domain: str, site: str) -> Arrays:
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     names = [name for name, row in info["sites"].items() if row["domain"] == domain]
     last = int(info["final_round"])
-    files = sorted((folder / "checkpoint" / "sites" / site).glob("*.safetensors")) if site else []
+    mend = f"name one: --site {' | '.join(names)}"
+    if site not in names:
+        what = f'domain {domain} has no site "{site}".{did_you_mean(site, names)}' if site else (
+            f"part of the model of domain {domain} is private to its sites"
+        )  # fmt: skip
+        raise UserError(what, where=str(folder), mend=mend)
+    files = sorted((folder / "checkpoint" / "sites" / site).glob("*.safetensors"))
     kept = [file for file in files if int(file.stem) <= last]
     if not kept:
-        mend = f"name one: --site {' | '.join(names)}"
-        raise ModelError(f"part of the model of domain {domain} is private to its sites", where=str(folder), mend=mend)
+        raise ModelError(f"what site {site} kept to itself is not in this folder", where=str(folder), mend=mend)
     return load_file(kept[-1])

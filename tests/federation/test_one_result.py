@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation_helpers import events, same, tiny, train_federation, with_names
+from federation_helpers import TEXTS, events, same, tiny, train_federation, with_names
 
 from fedfm.federation.client_app import app
 from fedfm.results.run_folder import RunFolder
@@ -22,8 +22,27 @@ def test_the_seed_matters(tmp_path):
     assert train_federation(tiny(tmp_path)).sha256 != train_federation(tiny(tmp_path, "seed=1")).sha256
 
 
-def test_the_number_of_threads_does_not_matter(tmp_path):
-    assert train_federation(tiny(tmp_path)).sha256 == train_federation(tiny(tmp_path, "engine.threads=2")).sha256
+def test_every_piece_of_work_runs_with_the_threads_that_its_own_run_asks_for(tmp_path):
+    """Sums in float32 depend on the number of threads, so a run may not inherit that of another in the process."""
+    import torch
+
+    seen = []
+
+    def watching(message, context):
+        reply = app(message, context)
+        if message.metadata.message_type == "train":
+            seen.append(torch.get_num_threads())
+        return reply
+
+    one = tiny(tmp_path, "body.tuning=head", finance=TEXTS)
+    two = one.replace("engine.threads=2")
+    first = train_federation(one, watching)
+    other = train_federation(two, watching)
+    again = train_federation(one, watching)
+    assert seen == [1, 1, 2, 2, 1, 1]
+    assert first.sha256 == again.sha256
+    for name, value in first.weights.items():
+        assert np.allclose(other.weights[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("turn", [1, 4])
@@ -70,7 +89,8 @@ class Stop(Exception):  # noqa: N818 (not an error: somebody pulled the plug)
 
 MOMENTS = {
     "while round 2 trains": lambda e: e["event"] == "site-finished" and e["phase"] == "train" and e["round"] == 2,
-    "before round 2 is saved": lambda e: e["event"] == "round-finished" and e["round"] == 2,
+    "while round 2 is scored": lambda e: e["event"] == "site-finished" and e["phase"] == "validation" and e["round"] == 2,
+    "after round 2": lambda e: e["event"] == "round-finished" and e["round"] == 2,
     "while round 0 is scored": lambda e: e["event"] == "phase" and e["round"] == 0,
     "while the end is tested": lambda e: e["event"] == "site-finished" and e["phase"] == "test",
 }

@@ -1,0 +1,74 @@
+"""What a run says of itself while it goes: rows and events to its folder, events to who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedfm.config import BodyConfig, RunConfig
+from fedfm.federation.enrolment import Roll
+from fedfm.results.run_folder import RunFolder
+from fedfm.training.metrics import PRIMARY
+
+TRUNCATED_SHARE = 0.05  # of a site's texts that are cut at the maximum length: more than this is worth a warning
+Listen = Callable[[dict[str, Any]], None]
+
+
+class Journal:
+    """Writes to one run folder; `listen` hears every event that the folder gets."""
+
+    def __init__(self, folder: RunFolder, listen: Listen):
+        self.folder, self.listen = folder, listen
+        self._warned: set[str] = set()
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.listen(self.folder.event(kind, **fields))
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self.tell("warning", message=message)
+
+    def score(
+        self, round: int, scope: str, name: str, domain: str, split: str, values: Mapping[str, float], examples: int
+    ) -> None:
+        """Rows of metrics.csv, one for each metric in `values`."""
+        row = {"round": round, "scope": scope, "name": name, "domain": domain, "split": split}
+        self.folder.add_metrics(row | {"metric": m, "value": v, "num_examples": examples} for m, v in values.items())
+
+    def announce(self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None) -> None:
+        """The first event of a run, what run.json says of its sites, and what the sites warn of."""
+        cards = {name: roll.cards[name] for name in sorted(roll.cards)}
+        sites = {
+            name: {"domain": c.domain, "source": c.source, "sha256": c.sha256, "label_counts": c.label_counts}
+            for name, c in cards.items()
+        }
+        primary = {domain: PRIMARY[card.task] for domain, card in roll.domains.items()}
+        generated = sorted({card.domain for card in cards.values() if card.source == "generated"})
+        self.folder.update(status="running", sites=sites, primary=primary, generated=generated, reason=None, error=None)
+        self.tell(
+            "run-started", run=self.folder.path.name, strategy=config.strategy.name, engine=config.engine.name,
+            seed=config.seed, rounds=config.rounds, body=in_words(config.body), sites=roll.site_domains(),
+            primary=primary, bytes_per_site={"down": bytes_per_site, "up": bytes_per_site}, generated=generated,
+            resumed_from=resumed_from,
+        )  # fmt: skip
+        for name, card in cards.items():
+            for sentence in card.warnings:
+                self.warn_once(f"{card.domain}, {name}: {sentence}")
+
+    def warn_truncated(self, site: str, domain: str, share: float, max_length: int) -> None:
+        if share > TRUNCATED_SHARE:
+            self.warn_once(
+                f"{domain}: {share:.0%} of the texts of site {site} are longer than max-length = {max_length} and are "
+                f"cut; domains.{domain}.local.max-length=... mends it"
+            )
+
+
+def in_words(body: BodyConfig) -> str:
+    """A body for the header of a screen, such as `minilm, 3 layers, LoRA r=8`."""
+    kept = f"{body.layers} layers" if body.layers else "all layers"
+    if body.weights == "none":
+        kept = "no layers (control)"
+    redrawn = ", random weights (control)" if body.weights == "random" else ""
+    tuning = {"lora": f"LoRA r={body.lora_rank}", "layernorm": "LayerNorm", "head": "head only", "full": "full"}
+    return f"{body.name}, {kept}{redrawn}, {tuning[body.tuning]}"

@@ -1,0 +1,76 @@
+"""Scores of one set of weights: every site on its own split, every domain on its sites' examples pooled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from fedfm.arrays import Arrays
+from fedfm.federation.asking import Sites
+from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics
+
+
+@dataclass
+class Scores:
+    """`by_domain`: domain -> all its metrics; `reports`: domain -> classification report, as text."""
+
+    by_domain: dict[str, dict[str, float]] = field(default_factory=dict)
+    primary: dict[str, float] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the domains' primary metrics; NaN where there is none."""
+        known = self._known()
+        return fmean(known) if known else math.nan
+
+    @property
+    def worst(self) -> float:
+        """The lowest of the domains' primary metrics."""
+        return min(self._known(), default=math.nan)
+
+    def watched(self, name: str) -> float:
+        """The score that early stopping watches: "mean", "worst", or a domain's primary."""
+        return {"mean": self.mean, "worst": self.worst}.get(name, self.primary.get(name, math.nan))
+
+    def _known(self) -> list[float]:
+        return [score for score in self.primary.values() if not math.isnan(score)]
+
+
+def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
+    """Ask every site for its tally of `weights` on `split`; write site, domain and federation rows."""
+    journal, pooled = sites.journal, {}
+    for site, answer in sites.ask("evaluate", sorted(sites.roll.cards), round, sites.pack(weights), split):
+        domain = sites.domain_of(site)
+        card = sites.roll.domains[domain]
+        try:
+            if answer.problem:
+                raise answer.problem
+            tally = Tally.from_arrays(answer.arrays)
+            values = metrics(card.task, tally, card.labels)
+            pooled[domain] = pooled[domain] + tally if domain in pooled else tally
+        except Exception as error:  # a site that cannot score must not end the run of the others
+            journal.tell("warning", message=f"round {round}: no {split} score of site {site}: {error}")
+            continue
+        journal.score(round, "site", site, domain, split, values, tally.num_examples)
+    scores = _pool(sites, pooled)
+    for domain, values in scores.by_domain.items():
+        journal.score(round, "domain", domain, domain, split, values, pooled[domain].num_examples)
+    examples = sum(tally.num_examples for tally in pooled.values())
+    summary = {"mean": scores.mean, "worst": scores.worst}
+    journal.score(round, "federation", "federation", "", split, summary, examples)
+    return scores
+
+
+def _pool(sites: Sites, pooled: dict[str, Tally]) -> Scores:
+    scores = Scores()
+    for domain, card in sites.roll.domains.items():
+        scores.primary[domain] = math.nan
+        tally = pooled.get(domain)
+        if tally is not None and tally.num_examples:
+            values = metrics(card.task, tally, card.labels)
+            scores.by_domain[domain] = values
+            scores.primary[domain] = values[PRIMARY[card.task]]
+            scores.reports[domain] = classification_report(card.task, tally, card.labels)
+    return scores
