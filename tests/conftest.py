@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from fedfm.engines.running import quiet_libraries
 
 quiet_libraries()  # before transformers, flwr or ray are imported
@@ -9,3 +13,21 @@ quiet_libraries()  # before transformers, flwr or ray are imported
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+TINY_RUN = {
+    "rounds": 1,
+    "local": {"batch-size": 12, "epochs": 2},
+    "domains": {
+        "medical": {"task": "image-classification", "max-examples": 24},
+        "finance": {"task": "text-classification", "max-examples": 24},
+        "ner": {"task": "token-classification", "max-examples": 24},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """The folder of a finished run: three generated domains, six sites, one round, some seconds. Not to be changed."""
+    import fedfm
+
+    return fedfm.run(TINY_RUN, f"runs.folder={tmp_path_factory.mktemp('runs')}").folder

@@ -36,7 +36,8 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     folder, target = Path(run), Path(destination)
     cards = read_cards(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("the destination is not empty", where=str(target), mend="give a new folder")
+        what = "the destination is not empty" if target.is_dir() else "the destination is a file"
+        raise UserError(what, where=str(target), mend="give a new folder")
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     site_of = {info["sites"][site]["domain"]: site for site in sites if site in info["sites"]}
     models = {domain: load_model(folder, domain, site_of.get(domain, "")) for domain in cards}
@@ -101,8 +102,12 @@ def _write_lora(config: RunConfig, tensors: Arrays, place: Path) -> None:
     modules = sorted({name.removeprefix("body.").rpartition(".")[0] for name in tensors})
     LoraConfig(
         r=config.body.lora_rank, lora_alpha=config.body.lora_alpha, target_modules=modules, lora_dropout=0.0,
-        bias="none", inference_mode=True, base_model_name_or_path="body",
+        bias="none", inference_mode=True,  # and no name of a base model: peft would look for it on the hub
     ).save_pretrained(place)  # fmt: skip
+    file = place / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["target_modules"].sort()  # a set in peft: without this no two exports are equal
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_body(config: RunConfig, trained: Arrays, place: Path) -> None:

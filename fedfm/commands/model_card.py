@@ -18,14 +18,14 @@ tags: [federated, fedfm]
 ---
 # {body}, fine-tuned by federation over {domains}
 
-Trained by fedfm {version}: strategy {strategy}, {rounds} rounds, {sites} sites, tuning {tuning}.
+Trained by fedfm {version}. Strategy: {strategy}; rounds: {rounds}; sites: {sites}; tuning: {tuning};
 sha256 of the weights: `{sha256}`.
 
 | domain | task | data | labels | scores on test |
 |---|---|---|---|---|
 {rows}
 
-{caution}
+Not a medical device, and no advice.{caution}
 
 ```python
 {loading}
@@ -42,7 +42,7 @@ def model_card(target: Path, config: RunConfig, models: Mapping[str, TrainedMode
     """README.md of the export in `target`, all other files of which are written."""
     generated = set(info.get("generated") or ())
     rows = [_row(domain, model, config.domains[domain], info, generated) for domain, model in models.items()]
-    caution = "The domains {} are generated: their scores say nothing about real data."
+    words = ", ".join(sorted(generated))
     return CARD.format(
         library="peft" if config.body.tuning == "lora" else "transformers",
         body=Path(config.body.name).name,
@@ -54,7 +54,7 @@ def model_card(target: Path, config: RunConfig, models: Mapping[str, TrainedMode
         tuning=config.body.tuning,
         sha256=info["final_weights_sha256"],
         rows="\n".join(rows),
-        caution=caution.format(", ".join(sorted(generated))) if generated else "Not a medical device; not advice.",
+        caution=f" Generated data: {words}; these scores say nothing about real data." if generated else "",
         loading="\n".join(_loading(target, next(iter(models)))),
     )
 

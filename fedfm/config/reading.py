@@ -63,7 +63,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, str, dict[str, A
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
     try:
-        return text, str(path), tomllib.loads(text)
+        return text, str(path), tomllib.loads(text + "\n")  # with which it knows the last line too
     except tomllib.TOMLDecodeError as error:
         line = re.search(r" \(at line (\d+), column \d+\)", str(error))
         where = f"{path}, line {line[1]}" if line else str(path)
@@ -180,3 +180,5 @@ def _take_out(data: dict[str, Any], path: Keys) -> None:
         place = place[key]
     if len(path) == 3 and path[0] == "domains" and path[2] == "task":
         place["task"] = "text-classification"
+    if not data.get("domains"):
+        data.pop("domains", None)  # the default, where the only domain had to go

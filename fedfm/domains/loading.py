@@ -45,7 +45,7 @@ def locate(source: str, data_root: str) -> Path:
     return Path(source) if is_hub_id(source) and not path.exists() else path
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # a source for each domain, but not one for each of hundreds of sites
 def _read_parts(path: Path, settings: DomainConfig, num_sites: int, seed: int, domain: str) -> tuple[Dataset, ...]:
     """A source, limited to `max_examples` and cut; kept for the other sites that this process plays."""
     dataset = read_source(path, settings, seed)

@@ -87,7 +87,8 @@ def agree(domain: str, roll: Roll) -> DomainCard:
     if len(shapes) > 1:
         listed = ", ".join(f"{site}: {shape}" for shape, site in sorted(shapes.items(), key=lambda item: item[1]))
         mend = f"set domains.{domain}.image-size to one size; grey and colour cannot mix"
-        raise DataError(f"the sites' images differ in (channels, height, width): {listed}", f"domain {domain}", mend)
+        what = f"the sites' images differ in (channels, height, width): {listed}"
+        raise DataError(what, where=f"domain {domain}", mend=mend)
     if any(card.labels != first.labels for card in cards):
         known = {label for card in cards for label in card.labels}
         return DomainCard(domain, first.task, tuple(sorted(known, key=_tag_order)), first.image_shape)

@@ -8,6 +8,7 @@ with the `hub` extra, a hub id.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,11 +41,30 @@ class Body:
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def max_tokens(self) -> float:
+        """The longest text that the table of positions has room for; infinite where there is none (ModernBERT)."""
+        table = getattr(self.model.embeddings, "position_embeddings", None)
+        if table is None:
+            return math.inf
+        first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from behind its padding
+        return table.num_embeddings - first
+
 
 def load_body(config: RunConfig) -> Body:
     """The body of a run, from this process's cache after the first time. Raises ModelError."""
     redraw = config.seed if config.body.weights == "random" else None
-    return _load(config.body.name, config.body.layers, config.body.weights, redraw, config.engine.dtype)
+    body = _load(config.body.name, config.body.layers, config.body.weights, redraw, config.engine.dtype)
+    longest = {d: config.local_for(d).max_length for d, s in config.domains.items() if s.task != "image-classification"}
+    said = "max-length = {}, but the body reads at most {} tokens"
+    too_long = [
+        Problem(said.format(length, body.max_tokens), f"domain {domain}", _SHORT)
+        for domain, length in longest.items()
+        if length > body.max_tokens
+    ]
+    if too_long:
+        raise ModelError(too_long)
+    return body
 
 
 def check_body(config: RunConfig) -> list[Problem]:
@@ -71,6 +91,7 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
     return Body(model, tokenizer, weights_sha256(model))
 
 
+_SHORT = "lower local.max-length, or domains.NAME.local.max-length"
 _KNOWN = (
     "use an encoder such as BERT, MiniLM, RoBERTa, DistilBERT or ModernBERT; `fedfm list bodies` shows the named ones"
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -34,7 +35,8 @@ class SiteModel(nn.Module):
         self.body.embeddings = _Entrance(self.body.embeddings)
         if card.image_shape:
             kind, tokens = settings.image_adapter, settings.image_tokens
-            self.adapter = ImageAdapter(self.active, kind, card.image_shape, body.width, tokens, norm)
+            (width,) = norm.normalized_shape  # of the embedding, which some bodies (ELECTRA) then project to H
+            self.adapter = ImageAdapter(self.active, kind, card.image_shape, width, tokens, norm)
         self.head = RowLinear(self.active, body.width, len(card.labels))
         _TUNINGS[settings.tuning](self, settings)
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
@@ -96,9 +98,10 @@ class _Entrance(nn.Module):
     def __init__(self, embeddings: nn.Module):
         super().__init__()
         self.entrance = embeddings
+        self.signature = inspect.signature(embeddings.forward)
 
     def forward(self, *args, **inputs) -> Tensor:
-        ready = inputs.get("inputs_embeds")
+        ready = self.signature.bind_partial(*args, **inputs).arguments.get("inputs_embeds")  # DistilBERT's is positional
         return self.entrance(*args, **inputs) if ready is None else ready
 
 

@@ -8,8 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-import psutil
 import pytest
+from engine_helpers import processes_of
 
 from fedfm.engines import flower_cli
 from fedfm.engines.flower_cli import FlowerOutcome, Simulation, flower_environment, run_flower_app, tail
@@ -73,18 +73,6 @@ def run_fake(work_folder: Path, **options) -> FlowerOutcome:
     return run_flower_app(
         work_folder / "app", config, Simulation(6, 2), work_folder=work_folder, poll_seconds=0.05, **options
     )
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of living processes whose FLWR_HOME is below `folder`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FLWR_HOME", "").startswith(str(folder)):
-                found.append(" ".join(process.cmdline()))
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def test_a_run_is_submitted_followed_and_cleaned_up(fake_flower: Path) -> None:

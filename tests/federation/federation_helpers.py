@@ -20,7 +20,7 @@ from fedfm.config import RunConfig
 from fedfm.engines import load_config
 from fedfm.engines.local import LocalGrid
 from fedfm.federation.client_app import app
-from fedfm.federation.messages import Order, from_record, read_answer, read_order, write_answer
+from fedfm.federation.messages import Order, read_answer, read_order, write_answer
 from fedfm.federation.rounds import RoundLoop
 from fedfm.results.run_folder import RunFolder
 

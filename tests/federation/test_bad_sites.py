@@ -123,7 +123,8 @@ ANSWERS = {
     "no arrays": (lambda m, r: with_parts(m, r, arrays=None), "cannot be read"),
     "no metrics": (lambda m, r: with_parts(m, r, metrics=None), "cannot be read"),
     "no number of examples": (
-        lambda m, r: with_parts(m, r, metrics=MetricRecord({"loss": 1.0})), "it says that it was trained on nan examples"
+        lambda m, r: with_parts(m, r, metrics=MetricRecord({"loss": 1.0})),
+        "it says that it was trained on nan examples",
     ),
     "damaged bytes": (damaged, "cannot be read"),
 }  # fmt: skip
@@ -206,7 +207,7 @@ def test_a_site_that_cannot_be_scored_is_a_warning(tmp_path):
     assert set(scores["num_examples"]) == {80}  # of one site of each
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(monkeypatch):
     """`fedfm.run` with the local engine over another node app, and no figures; a function that sets the app."""
 

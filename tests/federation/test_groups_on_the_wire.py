@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation_helpers import Recorder, same, tiny, train_federation
+from federation_helpers import TEXTS, Recorder, same, tiny, train_federation
 
 from fedfm.arrays import group_of, num_bytes
 from fedfm.errors import ConfigError
@@ -97,9 +97,24 @@ def test_private_heads_differ_between_sites_and_go_on_from_round_to_round(tmp_pa
     other = load(kept["ner-2/000002.safetensors"])
     assert first.keys() == {"head.weight", "head.bias"}
     assert not same(second, other)
-    assert 0 < np.abs(second["head.bias"]).max()
+    assert np.abs(second["head.bias"]).max() > 0
     gone = [np.linalg.norm(later["head.bias"]) for later in (first, second)]
     assert gone[1] > 1.3 * gone[0]  # the bias starts at 0 and AdamW moves it some 1e-3 a step
+
+
+def test_a_site_alone_gets_back_what_it_trained(tmp_path):
+    """One site: what the server holds after a round is what that site keeps when everything is private to it.
+
+    The change that travels has a sign and a start; w + (trained - w) = trained up to one rounding in float64.
+    """
+    from safetensors.numpy import load
+
+    config = tiny(tmp_path, "engine.dtype=float64", finance={**TEXTS, "sites": 1})
+    federated = train_federation(config).weights
+    kept = load(train_federation(config.replace('sharing."*"=private')).private()["finance-1/000001.safetensors"])
+    assert {name.partition("/")[2] for name in federated} == kept.keys()
+    for name, value in federated.items():
+        assert np.abs(value - kept[name.partition("/")[2]]).max() < 1e-14, name
 
 
 def test_everything_private_is_local_training(tmp_path):

@@ -83,13 +83,13 @@ def test_fedprox_without_mu_is_fedavg_to_the_bit(tmp_path):
     assert some.sha256 != fedavg.sha256
 
 
-class Stop(Exception):  # noqa: N818 (not an error: somebody pulled the plug)
-    """The plug, pulled."""
+class Stop(Exception):  # noqa: N818
+    """Not an error: somebody pulled the plug."""
 
 
 MOMENTS = {
     "while round 2 trains": lambda e: e["event"] == "site-finished" and e["phase"] == "train" and e["round"] == 2,
-    "while round 2 is scored": lambda e: e["event"] == "site-finished" and e["phase"] == "validation" and e["round"] == 2,
+    "while round 2 is scored": lambda e: e["event"] == "phase" and e["phase"] == "validation" and e["round"] == 2,
     "after round 2": lambda e: e["event"] == "round-finished" and e["round"] == 2,
     "while round 0 is scored": lambda e: e["event"] == "phase" and e["round"] == 0,
     "while the end is tested": lambda e: e["event"] == "site-finished" and e["phase"] == "test",
@@ -98,7 +98,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_stopped_and_resumed_run_ends_as_if_it_had_not_been_stopped(tmp_path, moment):
-    """Equal weights, equal tables, equal private files; heads are private here, so that sites have something to lose."""
+    """Equal weights, tables and private files; heads are private here, so that sites have something to lose."""
     config = tiny(tmp_path, "rounds=3", 'sharing."head*"=private')
     straight = train_federation(config)
 

@@ -63,6 +63,7 @@ def fixed_point(
 ) -> np.ndarray:
     """Where the rounds of a strategy end, from 0. `correct`: another site half in place of the strategy's."""
     curvature, centre = torch.from_numpy(H), torch.from_numpy(C)
+    rate = torch.full((SIZE,), ETA, dtype=torch.float64)
     weights = {"shared/x": np.zeros(SIZE)}
     for _ in range(rounds):
         theta = torch.from_numpy(np.tile(weights["shared/x"], (SITES, 1)))
@@ -72,7 +73,7 @@ def fixed_point(
             off = (theta - centre)[:active]
             grad[:active] += torch.einsum("kij,kj->ki", curvature[:active], off)
 
-        descend(theta, grad, backward, taus, torch.full((SIZE,), ETA, dtype=torch.float64), sgd(), correct or strategy.correct)
+        descend(theta, grad, backward, taus, rate, sgd(), correct or strategy.correct)
         updates = [
             Update(f"s{i}", "d", n, {"shared/x": theta[i].numpy() - weights["shared/x"]})
             for i, n in enumerate(EXAMPLES)

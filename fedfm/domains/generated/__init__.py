@@ -44,7 +44,7 @@ def generate_site(config: RunConfig, domain: str, site: str) -> Dataset:
     return _generate(config.seed, domain, settings, settings.site_names(domain).index(site))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=8)  # a process may play hundreds of sites, one after the other
 def _generate(seed: int, domain: str, settings: DomainConfig, index: int) -> Dataset:
     maker = GENERATORS[settings.task]
     part = _cut(seed, domain, settings)[index]

@@ -1,0 +1,372 @@
+"""Keys, defaults, places, overrides, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedfm import load_config as load_checked
+from fedfm.config import RunConfig, load_config
+from fedfm.config.places import dotted, key_lines
+from fedfm.errors import ConfigError
+
+DOMAIN = {
+    "source": "generated", "sites": 2, "partition": "iid", "alpha": 0.5, "minimum-per-site": 2, "classes-per-site": 2,
+    "sigma": 1.0, "weight": 1.0, "max-examples": 0, "text-column": "text", "label-column": "label", "image-size": 0,
+    "strict-tags": False, "local": {}, "site": [],
+}  # fmt: skip
+EVERY_KEY = {  # a change here is a change of the contract with every configuration file in the world
+    "seed": 0,
+    "rounds": 5,
+    "data-root": ".",
+    "engine": {
+        "name": "local", "sites-at-once": 1, "workers": 1, "device": "auto", "threads": 1, "dtype": "float32",
+        "timeout": 3600.0,
+    },
+    "body": {
+        "name": "tiny", "tuning": "lora", "layers": 0, "weights": "pretrained", "lora-rank": 8, "lora-alpha": 16.0,
+        "lora-targets": ["all-linear"], "image-adapter": "stem", "image-tokens": 16,
+    },
+    "strategy": {"name": "fedavg", "server-learning-rate": 1.0},
+    "sharing": {},
+    "sampling": {"fraction": 1.0, "per-domain-minimum": 1, "minimum-sites": 1},
+    "screening": {"max-norm": 0.0},
+    "local": {
+        "epochs": 1, "batch-size": 16, "optimizer": "adamw", "learning-rate": 5e-4, "head-learning-rate": 1e-3,
+        "momentum": 0.0, "weight-decay": 0.0, "clip-norm": 0.0, "schedule": "constant", "max-length": 64,
+        "augment": False, "length-buckets": False,
+    },
+    "early-stopping": {"patience": 0, "metric": "mean"},
+    "domains": {
+        "medical": {"task": "image-classification", **DOMAIN},
+        "finance": {"task": "text-classification", **DOMAIN},
+        "ner": {"task": "token-classification", **DOMAIN},
+    },
+    "runs": {"folder": "runs"},
+}  # fmt: skip
+
+DESIGN = """
+seed = 0
+rounds = 5
+data-root = "."
+engine = { name = "local", sites-at-once = 1, workers = 1, device = "auto" }
+body = { name = "tiny", tuning = "lora", layers = 0, lora-rank = 8 }
+strategy = { name = "fedavg", server-learning-rate = 1.0 }
+sharing = {}
+sampling = { fraction = 1.0, per-domain-minimum = 1 }
+local = { epochs = 1, batch-size = 16, optimizer = "adamw", learning-rate = 5e-4, head-learning-rate = 1e-3, max-length = 64 }
+early-stopping = { patience = 0, metric = "mean" }
+runs = { folder = "runs" }
+[domains]
+medical = { task = "image-classification", source = "generated", sites = 2, partition = "iid", alpha = 0.5, weight = 1.0, max-examples = 0 }
+finance = { task = "text-classification", source = "generated", sites = 2 }
+ner = { task = "token-classification", source = "generated", sites = 2 }
+"""
+DOMAIN_A = '[domains.a]\ntask = "text-classification"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "run.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def problems(source, *overrides: str, load=load_config) -> list[str]:
+    """Every problem as `where: what`, without the folder of the file."""
+    with pytest.raises(ConfigError) as caught:
+        load(source, overrides) if load is load_config else load(source, *overrides)
+    folder = f"{source.parent}/" if isinstance(source, Path) else "nowhere"
+    return [f"{problem.where}: {problem.what}".replace(folder, "") for problem in caught.value.problems]
+
+
+# ---- keys and defaults -----------------------------------------------------------------------------------------------
+
+
+def test_every_key_and_its_default():
+    assert RunConfig().to_dict() == EVERY_KEY
+    assert load_config({}) == RunConfig()
+
+
+def test_design_and_code_agree():
+    """The block of DESIGN.md, section 4, is the default configuration: keys, values, types."""
+
+    def inside(part, whole, path=()):
+        for key, value in part.items():
+            assert key in whole, (*path, key)
+            if isinstance(value, dict):
+                inside(value, whole[key], (*path, key))
+            else:
+                assert (value, type(value)) == (whole[key], type(whole[key])), (*path, key)
+
+    inside(tomllib.loads(DESIGN), EVERY_KEY)
+    assert load_config(tomllib.loads(DESIGN)) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'strategy = { name = "fedprox", proximal-mu = 0.1 }',
+        '[sharing]\n"*lora_B*" = "domain"\n"body.*" = "shared"\n"head.*" = "private"',
+        DOMAIN_A + '[[domains.a.site]]\nname = "x"\nsource = "x.csv"\n[[domains.a.site]]\nname = "y"\nsource = "y.csv"',
+        DOMAIN_A + "sites = 3\n[domains.a.local]\nepochs = 4\nlearning-rate = 1",
+        'body.lora-targets = ["query", "value"]\nbody.name = "a \\"b\\" \\\\ ü"',
+    ],
+)
+def test_what_is_shown_is_read_again_as_the_same(text, tmp_path):
+    config = load_config(write(tmp_path, text))
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again == config
+    assert again.sha256() == config.sha256()
+    assert list(again.sharing) == list(config.sharing)  # the first pattern that matches wins
+    assert load_config(config.to_dict()) == config
+
+
+def test_a_domain_overrides_single_keys_of_local(tmp_path):
+    text = "[local]\nepochs = 2\nmax-length = 32\n" + DOMAIN_A + "local = { max-length = 96 }"
+    config = load_config(write(tmp_path, text))
+    assert config.local_for("a").max_length == 96
+    assert config.local_for("a").epochs == 2
+    assert config.local.max_length == 32
+
+
+def test_sites_are_named_after_their_domain_and_sort_as_they_count(tmp_path):
+    config = load_config(write(tmp_path, DOMAIN_A + "sites = 11"))
+    assert list(config.sites())[:2] == ["a-01", "a-02"]
+    assert list(config.sites())[-1] == "a-11"
+
+
+# ---- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("rounds=3", lambda c: c.rounds == 3),
+        ("rounds = 3", lambda c: c.rounds == 3),
+        ("local.learning-rate=1", lambda c: c.local.learning_rate == 1.0),
+        ("local.learning-rate=.5", lambda c: c.local.learning_rate == 0.5),
+        ("local.learning-rate=3e-4", lambda c: c.local.learning_rate == 3e-4),
+        ("data-root=../shared/data", lambda c: c.data_root == "../shared/data"),
+        ("data-root=with spaces = and signs # too", lambda c: c.data_root == "with spaces = and signs # too"),
+        ("data-root=", lambda c: c.data_root == ""),
+        ("data-root=2026-11-22", lambda c: c.data_root == "2026-11-22"),
+        ('data-root="5"', lambda c: c.data_root == "5"),
+        ("local.augment=true", lambda c: c.local.augment is True),
+        ('body.lora-targets=["query", "value"]', lambda c: c.body.lora_targets == ("query", "value")),
+        ('sharing."*lora_B*"=domain', lambda c: c.sharing == {"*lora_B*": "domain"}),
+        ('sharing."a=b"=private', lambda c: c.sharing == {"a=b": "private"}),
+        ('sampling={fraction=0.5}', lambda c: c.sampling.fraction == 0.5 and c.sampling.minimum_sites == 1),
+        ("strategy.proximal-mu=0.1", lambda c: c.strategy.own_keys == {"proximal-mu": 0.1}),
+    ],
+)  # fmt: skip
+def test_overrides(override, read):
+    assert read(load_config({}, [override]))
+
+
+def test_the_last_override_wins_and_beats_the_file(tmp_path):
+    assert load_config(write(tmp_path, "rounds = 2"), ["rounds=3", "rounds=4"]).rounds == 4
+
+
+def test_overrides_change_the_default_domains_where_the_file_names_none(tmp_path):
+    config = load_config(write(tmp_path, "rounds = 2"), ["domains.medical.sites=3", "domains.ner.max-examples=9"])
+    assert list(config.domains) == ["medical", "finance", "ner"]
+    assert [len(config.domains[d].site_names(d)) for d in config.domains] == [3, 2, 2]
+    assert config.domains["ner"].max_examples == 9
+    named = load_config(write(tmp_path, DOMAIN_A), ["domains.a.sites=3"])
+    assert list(named.domains) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("rounds", 'command line: "rounds" is not of the form key=value'),
+        ("=3", 'command line: cannot read the key of "=3"'),
+        ("#a=3", 'command line: cannot read the key of "#a=3"'),
+        ("sharing.*lora_B*=domain", 'command line: cannot read the key of "sharing.*lora_B*=domain"'),
+        ("rounds=five", 'command line, rounds: must be a whole number, got "five"'),
+        ("rounds=1\nseed=3", 'command line, rounds: must be a whole number, got "1\\nseed=3"'),
+        ("rounds.x=3", "command line, rounds: must be a whole number, got a table"),
+        ("body.lora-targets=query", 'command line, body.lora-targets: must be a list, got "query"'),
+        ("domains.a.task=text", 'command line, domains.a.task: "text" is not known here.'),
+        ("domains.new.sites=2", 'command line, domains.new.task: "task" is missing'),
+    ],
+)
+def test_wrong_overrides(override, problem, tmp_path):
+    assert problems(write(tmp_path, "rounds = 2\n" + DOMAIN_A), override) == [problem]
+
+
+# ---- wrong keys and values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("round = 3", 'line 1, round: unknown key. did you mean "rounds"?'),
+        ("[lokal]\nepochs = 1", 'line 1, lokal: unknown table. did you mean "local"?'),
+        ("learning-rate = 1.0", 'line 1, learning-rate: unknown key. did you mean "local.learning-rate"?'),
+        ("[local]\nbatch_size = 3", 'line 2, local.batch_size: unknown key. did you mean "batch-size"?'),
+        ("rounds = 0", "line 1, rounds: must be at least 1, got 0"),
+        ("rounds = 2.0", "line 1, rounds: must be a whole number, got 2.0"),
+        ('rounds = "5"', 'line 1, rounds: must be a whole number, got "5"'),
+        ("rounds = true", "line 1, rounds: must be a whole number, got true"),
+        ("seed = -1", "line 1, seed: must be at least 0, got -1"),
+        ("local.learning-rate = nan", "line 1, local.learning-rate: must be a finite number, got NaN"),
+        ("local.learning-rate = -1", "line 1, local.learning-rate: must be greater than 0, got -1"),
+        ("local.learning-rate = true", "line 1, local.learning-rate: must be a number, got true"),
+        ("local.momentum = 1.0", "line 1, local.momentum: must be less than 1, got 1.0"),
+        ("sampling.fraction = 1.5", "line 1, sampling.fraction: must be at most 1, got 1.5"),
+        ('local.augment = "yes"', 'line 1, local.augment: must be true or false, got "yes"'),
+        ("body.name = 5", "line 1, body.name: must be a text, in quotes, got 5"),
+        ("body.lora-targets = []", "line 1, body.lora-targets: must not be empty, got []"),
+        ("body = 5", "line 1, body: must be a table, got 5"),
+        ('body.tuning = "lore"', 'line 1, body.tuning: "lore" is not known here. did you mean "lora"?'),
+        ('engine.device = "gpu"', 'line 1, engine.device: must be auto, cpu, cuda, cuda:1 or mps, got "gpu"'),
+        ('[sharing]\n"*B" = "domian"', 'line 2, sharing."*B": "domian" is not known here. did you mean "domain"?'),
+        ("sharing = 4", "line 1, sharing: must be a table, got 4"),
+        ("[domains]", "line 1, domains: must not be empty, got a table"),
+        ("[domains.a]", 'line 1, domains.a.task: "task" is missing'),
+        (DOMAIN_A + "sites = 0", "line 3, domains.a.sites: must be at least 1, got 0"),
+        (DOMAIN_A + "local.epoch = 2", 'line 3, domains.a.local.epoch: unknown key. did you mean "epochs"?'),
+        (DOMAIN_A + "local.epochs = 0", "line 3, domains.a.local.epochs: must be at least 1, got 0"),
+        (DOMAIN_A + "[[domains.a.site]]", 'line 3, domains.a.site[1].name: "name" is missing'),
+        ('[early-stopping]\nmetric = "wurst"', 'line 2, early-stopping.metric: "wurst" is not known here. did you mean '
+         '"worst"? Known: mean, worst, medical, finance, ner'),
+    ],
+)  # fmt: skip
+def test_one_wrong_thing(text, problem, tmp_path):
+    assert problems(write(tmp_path, text)) == [f"run.toml, {problem}"]
+
+
+@pytest.mark.parametrize("name", ["shared", "domain", "private", "federation", "a b", "-a", "ä"])
+def test_names_that_no_domain_can_have(name, tmp_path):
+    (problem,) = problems(write(tmp_path, f'[domains."{name}"]\ntask = "text-classification"'))
+    assert problem.endswith(
+        f'"{name}" cannot name a domain: letters, digits, - and _, and none of shared, domain, private, federation'
+    )
+
+
+def test_site_tables_and_their_number(tmp_path):
+    tables = '[[domains.a.site]]\nname = "x"\n[[domains.a.site]]\nname = "y"\nsource = "y.csv"\n'
+    assert problems(write(tmp_path, DOMAIN_A + "sites = 3\n" + tables)) == [
+        "run.toml, line 3, domains.a.sites: sites = 3, but there are 2 [[site]] tables",
+        'run.toml, line 4, domains.a.site: site "x" has no source: either every [[site]] table has its own, or none has',
+    ]
+
+
+def test_two_sites_of_one_name(tmp_path):
+    text = DOMAIN_A + '[[domains.a.site]]\nname = "b-1"\n[domains.b]\ntask = "text-classification"\n'
+    assert problems(write(tmp_path, text)) == [
+        'run.toml, line 5, domains.b: two sites are named "b-1" (domains a and b)'
+    ]
+
+
+def test_a_wrong_value_comes_with_the_default(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, 'local.clip-norm = "x"'))
+    assert caught.value.problems[0].mend == "the default is clip-norm = 0.0; largest gradient norm of a site; 0: no clipping"
+
+
+def test_everything_wrong_is_told_at_once_from_top_to_bottom(tmp_path):
+    """Keys, values, looks over several keys, and the checks of strategy, body and engine; nothing hides another."""
+    text = """
+rounds = "five"
+body.name = "nowhere"
+[engine]
+name = "ray"
+[strategy]
+name = "fedavg"
+proximal-mu = 0.1
+[domains.a]
+tsk = "text-classification"
+[domains.shared]
+task = "text-classification"
+[early-stopping]
+metric = "b"
+"""
+    found = problems(write(tmp_path, text), "seed=x", load=load_checked)
+    assert [problem.partition(":")[0].removeprefix("run.toml, ") for problem in found] == [
+        "command line, seed", "line 2, rounds", "line 3, body.name", "line 5, engine.name",
+        "line 8, strategy.proximal-mu", "line 9, domains.a.task", "line 10, domains.a.tsk", "line 11, domains.shared",
+        "line 14, early-stopping.metric",
+    ]  # fmt: skip
+    assert 'strategy "fedavg" has no such key. "fedprox" has it.' in found[4]
+
+
+def test_the_keys_of_an_unknown_strategy_are_not_judged():
+    assert problems({"strategy": {"name": 5, "proximal-mu": 0.1}}, load=load_checked) == [
+        "configuration, strategy.name: must be a text, in quotes, got 5"
+    ]
+    assert problems({"strategy": {"name": "fedproxx"}}, load=load_checked) == [
+        'configuration, strategy.name: unknown strategy "fedproxx". did you mean "fedprox"?'
+    ]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    (tmp_path / "bytes.toml").write_bytes(b"seed = 0 # \xff")
+    for name, what, mend in [
+        ("nowhere.toml", "cannot read the configuration: No such file or directory", "give the path of a TOML file"),
+        ("rounds=3", "cannot read", "the configuration file comes first: fedfm run CONFIG"),
+        (".", "cannot read the configuration: Is a directory", "the configuration of this run is"),
+        ("bytes.toml", "not UTF-8 text (byte 11)", ""),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path / name)
+        assert what in caught.value.problems[0].what
+        assert mend in caught.value.problems[0].mend
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed = 0\nname = tiny", "run.toml, line 2: not valid TOML: Invalid value"),
+        ("[sharing]\n*lora_B* = 'domain'", "run.toml, line 2: not valid TOML: Invalid statement"),
+        ("rounds = 1\nrounds = 2", "run.toml, line 2: not valid TOML: Cannot overwrite a value"),
+        ("[body]\n[body]", "run.toml, line 2: not valid TOML: Cannot declare ('body',) twice"),
+    ],
+)
+def test_no_toml(text, problem, tmp_path):
+    assert problems(write(tmp_path, text)) == [problem]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 1\r\nrounds = 'x'\r\n")
+    assert problems(file) == ['run.toml, line 2, rounds: must be a whole number, got "x"']
+
+
+def test_lines_of_keys():
+    text = '''# [not] = "a table"
+a.b = 1  # c = 2
+"q.r" = """
+x = 1
+[y]
+"""
+list = [
+  1,
+]
+inline = { u = 1, v = { w = 2 } }
+[ t . "u v" ] # comment
+k = 1
+[[t.site]]
+name = "one"
+
+[[t.site]]
+name = "two"
+[t.site.deep]
+z = 1
+'''
+    assert key_lines(text) == {
+        ("a",): 2, ("a", "b"): 2, ("q.r",): 3, ("list",): 7,
+        ("inline",): 10, ("inline", "u"): 10, ("inline", "v"): 10, ("inline", "v", "w"): 10,
+        ("t", "u v"): 11, ("t", "u v", "k"): 12,
+        ("t", "site", 0): 13, ("t", "site", 0, "name"): 14, ("t", "site", 1): 16, ("t", "site", 1, "name"): 17,
+        ("t", "site", 1, "deep"): 18, ("t", "site", 1, "deep", "z"): 19,
+    }  # fmt: skip
+    assert dotted(("t", "u v", "site", 1, "name")) == 't."u v".site[2].name'
