@@ -21,7 +21,6 @@ test-slow: $(VENV)/test.installed
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,7 +1,7 @@
 """Do a hospital, a bank and a curator gain or lose by sharing one body? Real data, FedAvg and its first remedies.
 
-Question    Brain MRI, finance headlines and disease names over one MiniLM of 3 layers: how far does plain FedAvg come in
-            six rounds, what do a larger server step and a LoRA B per domain change, and what does the body bring?
+Question    Brain MRI, finance headlines and disease names over one MiniLM of 3 layers: how far does plain FedAvg
+            come in eight rounds, what do a larger server step and a LoRA B per domain change, what does the body bring?
 Command     python experiments/three_domains.py --data-root ../shared/data          (one variant: --only fedavg)
 Time        25 minutes a variant on one core (a third of it each for the three single-domain runs), run one by one
 Expected    FedAvg: sentfin macro-F1 >= 0.85, ncbi_disease f1 >= 0.70, brain auc >= 0.93; the floors stand beside
@@ -104,8 +104,8 @@ def markdown(table: list[dict]) -> str:
     lines = [
         "# Three domains, one body: scores on test",
         "",
-        "Made by `python experiments/three_domains.py --data-root ../shared/data`; one seed, so that differences of one or",
-        "two points mean nothing (test sets: 511 images, 952 headlines, 940 sentences).",
+        "Made by `python experiments/three_domains.py --data-root ../shared/data`; one seed, so that differences of one",
+        "or two points mean nothing (test sets: 511 images, 952 headlines, 940 sentences).",
         "",
         "| variant | " + " | ".join(columns) + " | rounds | MB sent |",
         "|---|" + "---|" * (len(columns) + 2),
@@ -121,7 +121,9 @@ def markdown(table: list[dict]) -> str:
         for domain, metric in PRIMARY.items():
             gap = plain[f"{domain} {metric}"] - TARGETS[domain]
             verdict = "met" if gap >= 0 else f"MISSED by {-gap:.3f}"
-            lines.append(f"- {domain}: target {TARGETS[domain]:.2f}, FedAvg {plain[f'{domain} {metric}']:.3f}: {verdict}")
+            lines.append(
+                f"- {domain}: target {TARGETS[domain]:.2f}, FedAvg {plain[f'{domain} {metric}']:.3f}: {verdict}"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="../shared/data")
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--table", action="store_true", help="make the table from the files that are there, run nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="make the table from the files that are there, run nothing"
+    )
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further overrides, e.g. rounds=1")
     given = parser.parse_args()
     for name in [] if given.table else given.only:

@@ -56,13 +56,25 @@ body = { name = "tiny", tuning = "lora", layers = 0, lora-rank = 8 }
 strategy = { name = "fedavg", server-learning-rate = 1.0 }
 sharing = {}
 sampling = { fraction = 1.0, per-domain-minimum = 1 }
-local = { epochs = 1, batch-size = 16, optimizer = "adamw", learning-rate = 5e-4, head-learning-rate = 1e-3, max-length = 64 }
+local.epochs = 1
+local.batch-size = 16
+local.optimizer = "adamw"
+local.learning-rate = 5e-4
+local.head-learning-rate = 1e-3
+local.max-length = 64
 early-stopping = { patience = 0, metric = "mean" }
 runs = { folder = "runs" }
 [domains]
-medical = { task = "image-classification", source = "generated", sites = 2, partition = "iid", alpha = 0.5, weight = 1.0, max-examples = 0 }
 finance = { task = "text-classification", source = "generated", sites = 2 }
 ner = { task = "token-classification", source = "generated", sites = 2 }
+[domains.medical]
+task = "image-classification"
+source = "generated"
+sites = 2
+partition = "iid"
+alpha = 0.5
+weight = 1.0
+max-examples = 0
 """
 DOMAIN_A = '[domains.a]\ntask = "text-classification"\n'
 
@@ -250,10 +262,10 @@ def test_names_that_no_domain_can_have(name, tmp_path):
 
 def test_site_tables_and_their_number(tmp_path):
     tables = '[[domains.a.site]]\nname = "x"\n[[domains.a.site]]\nname = "y"\nsource = "y.csv"\n'
-    assert problems(write(tmp_path, DOMAIN_A + "sites = 3\n" + tables)) == [
-        "run.toml, line 3, domains.a.sites: sites = 3, but there are 2 [[site]] tables",
-        'run.toml, line 4, domains.a.site: site "x" has no source: either every [[site]] table has its own, or none has',
-    ]
+    number, source = problems(write(tmp_path, DOMAIN_A + "sites = 3\n" + tables))
+    assert number == "run.toml, line 3, domains.a.sites: sites = 3, but there are 2 [[site]] tables"
+    what = 'site "x" has no source: either every [[site]] table has its own, or none has'
+    assert source == f"run.toml, line 4, domains.a.site: {what}"
 
 
 def test_two_sites_of_one_name(tmp_path):
@@ -266,7 +278,8 @@ def test_two_sites_of_one_name(tmp_path):
 def test_a_wrong_value_comes_with_the_default(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, 'local.clip-norm = "x"'))
-    assert caught.value.problems[0].mend == "the default is clip-norm = 0.0; largest gradient norm of a site; 0: no clipping"
+    meaning = "largest gradient norm of a site; 0: no clipping"
+    assert caught.value.problems[0].mend == f"the default is clip-norm = 0.0; {meaning}"
 
 
 def test_everything_wrong_is_told_at_once_from_top_to_bottom(tmp_path):

@@ -57,7 +57,9 @@ class Sites:
     def _answers(self, orders: dict[str, Message], round: int, phase: str) -> Iterator[tuple[str, Answer]]:
         for site, reply in exchange(self.grid, orders, self.timeout):
             if reply is None:
-                answer = Answer(site, {}, {}, 0, RunError(f"no answer, and none of another site for {self.timeout:g} s"))
+                answer = Answer(
+                    site, {}, {}, 0, RunError(f"no answer, and none of another site for {self.timeout:g} s")
+                )
             else:
                 answer = read_answer(reply)
             if answer.problem is None and answer.site != site:

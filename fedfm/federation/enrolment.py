@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import time
 from collections.abc import Mapping
@@ -119,6 +120,19 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
         what = f"tensors that the domains share have other shapes in other domains: {', '.join(unlike)}"
         raise ConfigError(what, where="sharing", mend='move them with a pattern = "domain", or "private"')
     return dict(sorted(weights.items())), names
+
+
+def idle_patterns(config: RunConfig, roll: Roll) -> list[str]:
+    """The patterns of [sharing] that match no tensor of any domain, and so do nothing."""
+    from fedfm.models.site_model import build_model
+
+    names = {
+        f"{name}.{attribute}"
+        for card in roll.domains.values()
+        for name, module in build_model(config, card).rows().items()
+        for attribute in module.shapes
+    }
+    return [pattern for pattern in config.sharing if not fnmatch.filter(names, pattern)]
 
 
 def save_cards(folder: Path, roll: Roll) -> None:

@@ -1,7 +1,7 @@
 """The round loop: sample, train, screen, aggregate, evaluate, save; and again.
 
-Flower's own strategies refuse replies whose tensors differ, cannot stop early and cannot resume, so the loop is ours. It
-knows a `Grid` and nothing of the engine below it.
+Flower's own strategies refuse replies whose tensors differ, cannot stop early and cannot resume, so the loop is ours.
+It knows a `Grid` and nothing of the engine below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedfm.config import RunConfig
 from fedfm.errors import TooFewSitesError
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from fedfm.federation.enrolment import enrol, first_weights, save_cards
+from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, save_cards
 from fedfm.federation.journal import Journal, Listen
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
@@ -71,6 +71,8 @@ class RoundLoop:
         now = load_checkpoint(self.file)
         largest = max((record.count_bytes() for record in self.sites.pack(start).values()), default=0)
         self.journal.announce(self.config, roll, largest, now.progress.round if now else None)
+        for pattern in idle_patterns(self.config, roll):
+            self.journal.warn_once(f'the pattern "{pattern}" of [sharing] matches no tensor, and does nothing')
         self.folder.truncate_after(now.progress.round if now else -1)
         if now is None:
             count = Count(number=0, started=time.perf_counter())
@@ -91,8 +93,11 @@ class RoundLoop:
         weights, state = self.strategy.aggregate(now.weights, updates, now.state, self.domain_weights)
         minimum = self.config.sampling.minimum_sites
         if count.used < minimum:
-            what = f"round {count.number}: {count.used} usable updates, the minimum is {minimum} (sampling.minimum-sites)"
-            mend = f"events.jsonl has the reasons; `fedfm resume {self.folder.path}` goes on after round {now.progress.round}"
+            what = (
+                f"round {count.number}: {count.used} usable updates, the minimum is {minimum} (sampling.minimum-sites)"
+            )
+            last = now.progress.round
+            mend = f"events.jsonl has the reasons; `fedfm resume {self.folder.path}` goes on after round {last}"
             raise TooFewSitesError(what, mend=mend)
         return self._evaluate(replace(now, weights=weights, state=state), count)
 
@@ -104,21 +109,25 @@ class RoundLoop:
         for site, answer in self.sites.ask("train", asked, count.number, packed):
             domain = self.sites.domain_of(site)
             count.bytes_up += answer.num_bytes
-            told, expected = answer.metrics, self.sites.expected(weights, site)
+            told, local = answer.metrics, self.config.local_for(domain)
             examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
+            expected = self.sites.expected(weights, site)
             reason = str(answer.problem or "") or reason_to_leave_out(answer.arrays, expected, examples, limit)
+            if not reason and not math.isfinite(loss):
+                reason = "its training loss is not finite"
+            if "not finite" in reason:
+                rate = local.learning_rate
+                reason += f"; often the learning rate is too high (local.learning-rate = {rate:g} for {domain})"
             if reason:
                 count.dropped += 1
                 self.journal.tell("update-left-out", round=count.number, site=site, domain=domain, reason=reason)
                 continue
             examples = int(examples)
-            max_length = self.config.local_for(domain).max_length
-            self.journal.warn_truncated(site, domain, told.get("truncated", 0.0), max_length)
+            self.journal.warn_truncated(site, domain, told.get("truncated", 0.0), local.max_length)
             self.journal.score(count.number, "site", site, domain, "train", {"loss": loss}, examples)
             count.used += 1
-            if math.isfinite(loss):  # what a site tells beside a good update need not be good
-                count.loss += examples * loss
-                count.examples += examples
+            count.loss += examples * loss
+            count.examples += examples
             yield Update(site, domain, examples, answer.arrays, told)
 
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:

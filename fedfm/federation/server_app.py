@@ -57,7 +57,8 @@ def read_run_config(flat: Mapping[str, Any]) -> RunConfig:
     if not text:
         for key, value in flat.items():
             if key not in OWN_KEYS:
-                *tables, last = key.split(".")
+                parts = 1 if key.startswith("sharing.") else -1  # the patterns of [sharing] have dots of their own
+                *tables, last = key.split(".", parts)
                 place = nested
                 for table in tables:
                     place = place.setdefault(table, {})

@@ -101,7 +101,9 @@ class _Entrance(nn.Module):
         self.signature = inspect.signature(embeddings.forward)
 
     def forward(self, *args, **inputs) -> Tensor:
-        ready = self.signature.bind_partial(*args, **inputs).arguments.get("inputs_embeds")  # DistilBERT's is positional
+        ready = self.signature.bind_partial(*args, **inputs).arguments.get(
+            "inputs_embeds"
+        )  # DistilBERT's is positional
         return self.entrance(*args, **inputs) if ready is None else ready
 
 

@@ -181,7 +181,7 @@ def test_norms_of_each_domain_lie_with_the_domain(tmp_path):
         own = {name[5:]: torch.from_numpy(v) for name, v in tensors.items() if name.startswith("body.")}
         assert not plain.load_state_dict(own, strict=False).unexpected_keys
         assert_same(hidden_in_fedfm(run, domain), hidden_states(plain, target), 1e-12)
-    assert 'model.load_state_dict(own, strict=False)' in (target / "README.md").read_text()
+    assert "model.load_state_dict(own, strict=False)" in (target / "README.md").read_text()
 
 
 def test_a_private_head_is_exported_for_the_site_that_is_named(tmp_path):

@@ -16,7 +16,22 @@ from fedfm.models.features import Features, collate, featurize
 from fedfm.models.site_model import _same_tensors, build_model, start_weights
 from fedfm.training.matrix import ClientMatrix
 
-WORDS = ["profit", "rose", "fell", "loss", "the", "of", "bank", "strong", "weak", "not", "shares", "market", "quarter", "sales"]
+WORDS = [
+    "profit",
+    "rose",
+    "fell",
+    "loss",
+    "the",
+    "of",
+    "bank",
+    "strong",
+    "weak",
+    "not",
+    "shares",
+    "market",
+    "quarter",
+    "sales",
+]
 TEXT = DomainCard("finance", "text-classification", ("negative", "neutral", "positive"))
 TAGS = DomainCard("ner", "token-classification", ("O", "B-ORG", "I-ORG"))
 IMAGE = DomainCard("medical", "image-classification", ("a", "b"), (3, 12, 10))
@@ -56,7 +71,7 @@ def make_features(config: RunConfig, card: DomainCard, count: int, seed: int) ->
 def plain_loop(
     config: RunConfig, card: DomainCard, start: dict, features: Features, plan: list, mu: float = 0.0
 ) -> dict:
-    """One site, one peft model, torch.optim.AdamW, loss = mean cross-entropy (+ mu/2 ||w - w0||^2): text tasks, LoRA."""
+    """One site, one peft model, torch.optim.AdamW, loss = mean cross-entropy (+ mu/2 ||w - w0||^2); texts, LoRA."""
     body = load_body(config)
     lora = LoraConfig(r=config.body.lora_rank, lora_alpha=config.body.lora_alpha, target_modules="all-linear")
     inner = get_peft_model(_same_tensors(body.model), lora)
