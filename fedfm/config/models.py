@@ -188,8 +188,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
-        self._refuse([*self._unfit_domain_names(), *self._doubled_sites(), *self._unknown_metric()])
+        self._refuse(
+            [*self._unfit_domain_names(), *self._doubled_sites(), *self._unknown_metric(), *self._too_many_asked()]
+        )
         return self
+
+    def _too_many_asked(self) -> list[Finding]:
+        most, asked = sum(len(s.site_names(d)) for d, s in self.domains.items()), self.sampling.minimum_sites
+        what = f"a round needs {asked} usable updates, but there are only {most} sites"
+        return [(("sampling", "minimum-sites"), what)] if asked > most else []
 
     def _unfit_domain_names(self) -> list[Finding]:
         reserved = (*GROUPS, "federation")

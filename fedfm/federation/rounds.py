@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
-from fedfm.arrays import Arrays, sha256
+from fedfm.arrays import Arrays, non_finite, sha256
 from fedfm.config import RunConfig
-from fedfm.errors import TooFewSitesError
+from fedfm.errors import ConfigError, RunError, TooFewSitesError
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, save_cards
@@ -99,6 +99,10 @@ class RoundLoop:
             last = now.progress.round
             mend = f"events.jsonl has the reasons; `fedfm resume {self.folder.path}` goes on after round {last}"
             raise TooFewSitesError(what, mend=mend)
+        if broken := non_finite(weights):
+            what = f"round {count.number}: the new weights are not finite, first in {next(iter(broken))}"
+            mend = "run again with a lower strategy.server-learning-rate or local.learning-rate"
+            raise RunError(what, mend=mend)
         return self._evaluate(replace(now, weights=weights, state=state), count)
 
     def _updates(self, asked: list[str], weights: Arrays, packed: Packed, count: Count) -> Iterator[Update]:
@@ -133,12 +137,19 @@ class RoundLoop:
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights, write the round's row, keep the weights if they are the best, save the checkpoint."""
         scores = score(self.sites, new.weights, count.number, "validation")
+        metric = self.config.early_stopping.metric
+        if math.isnan(scores.watched(metric)) and self.config.early_stopping.patience and count.number == 0:
+            where, mend = (
+                f"early-stopping.metric = {metric}",
+                "watch another metric, or give the domain validation data",
+            )
+            raise ConfigError("there is no validation score to watch", where=where, mend=mend)
         row, old = count.row(), new.progress
         progress = replace(
             old, round=count.number, seconds=old.seconds + row["seconds"],
             bytes_down=old.bytes_down + count.bytes_down, bytes_up=old.bytes_up + count.bytes_up,
         )  # fmt: skip
-        best, watched = new.best, scores.watched(self.config.early_stopping.metric)
+        best, watched = new.best, scores.watched(metric)
         if count.number == 0 or watched > old.best_score:
             known = -math.inf if math.isnan(watched) else watched  # no score at all is beaten by any
             best, progress = new.weights, replace(progress, best_round=count.number, best_score=known)

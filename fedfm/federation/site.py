@@ -22,7 +22,7 @@ from fedfm.domains import Dataset, label_counts, load_site
 from fedfm.errors import ConfigError
 from fedfm.federation.messages import Order, SiteCard
 
-CACHE_BYTES = 32 * 2**20  # features of recently used sites; the rest is read again when needed
+CACHE_BYTES = 16 * 2**20  # features of recently used sites; the rest is read again when needed
 
 
 @lru_cache(maxsize=4)

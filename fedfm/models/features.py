@@ -24,8 +24,8 @@ class Features:
 
     Images: `inputs` uint8 [N, C, h, w]; texts and words: N int64 arrays of token ids. `labels` int64 [N], or for
     token classification N int64 arrays, one label for each token. `word_labels` and `word_starts`: for each sentence
-    the tag of each word and the token that stands for it, -1 where the word was cut off. `truncated`: share of texts that
-    lost tokens to the maximum length.
+    the tag of each word and the token that stands for it, -1 where the word was cut off. `truncated`: share of texts
+    that lost tokens to the maximum length.
     """
 
     task: Task

@@ -240,7 +240,7 @@ def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
 
 
 def _label_table(part: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """Counts [sites, labels], at most `most` labels, the frequent ones, and "other"; of tagged sentences only entities."""
+    """Counts [sites, labels], the `most` frequent labels and "other"; of tagged sentences only entities."""
     sites = part["site"].unique()
     part = part[part["label"] != "sentences"]
     table = part.pivot_table(index="site", columns="label", values="count", aggfunc="sum", fill_value=0, sort=False)
