@@ -113,8 +113,8 @@ def markdown(table: list[dict], common: int) -> str:
     lines = [
         "# Three domains, one body",
         "",
-        "Made by `python experiments/three_domains.py --data-root ../shared/data`; one seed, so that differences of one",
-        "or two points mean nothing (test sets: 511 images, 952 headlines, 940 sentences). Left: on test, after the",
+        "Made by `python experiments/three_domains.py --data-root ../shared/data`; one seed: differences of one or two",
+        "points mean nothing (test sets: 511 images, 952 headlines, 940 sentences). Left: on test, after the",
         f"variant's own number of rounds. Right: on validation after round {common}, the same for all.",
         "",
         f"| variant | rounds | {' | '.join(heads)} | {' | '.join(f'{h}, round {common}' for h in heads)} | MB sent |",

@@ -123,6 +123,7 @@ def test_design_and_code_agree():
         'strategy = { name = "fedprox", proximal-mu = 0.1 }',
         '[sharing]\n"*lora_B*" = "domain"\n"body.*" = "shared"\n"head.*" = "private"',
         DOMAIN_A + '[[domains.a.site]]\nname = "x"\nsource = "x.csv"\n[[domains.a.site]]\nname = "y"\nsource = "y.csv"',
+        DOMAIN_A + "".join(f'[[domains.a.site]]\nname = "{name}"\n' for name in "xyz"),  # not the default number
         DOMAIN_A + "sites = 3\n[domains.a.local]\nepochs = 4\nlearning-rate = 1",
         'body.lora-targets = ["query", "value"]\nbody.name = "a \\"b\\" \\\\ ü"',
     ],

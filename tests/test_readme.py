@@ -51,11 +51,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     """What `fedfm WORDS` prints; it must end well."""
     monkeypatch.setattr(sys, "argv", ["fedfm", *words])
+    code = 0
     try:
         main()
     except SystemExit as end:
-        assert not end.code, capsys.readouterr().err
-    return capsys.readouterr().out
+        code = end.code or 0
+    output, complaint = capsys.readouterr()
+    assert code == 0, complaint
+    return output
 
 
 def test_every_command_works_on_files_as_described(workspace: Path, monkeypatch, capsys) -> None:
@@ -73,18 +76,15 @@ def test_every_command_works_on_files_as_described(workspace: Path, monkeypatch,
             run = printed[line].splitlines()[-1]
             assert json.loads(Path(run, "run.json").read_text(encoding="utf-8"))["status"] == "finished"
     (predicted,) = (text for line, text in printed.items() if " predict " in line)
-    assert {row.split("\t")[0] for row in predicted.splitlines()} <= {"good", "bad"}
-    assert [row.split("\t")[2] for row in predicted.splitlines()] == [
-        "Profit rose by a third",
-        "The plant was shut down",
-    ]
+    labels, _, texts = zip(*(row.split("\t") for row in predicted.splitlines()), strict=True)
+    assert set(labels) <= {"good", "bad"}
+    assert texts == ("Profit rose by a third", "The plant was shut down")
     assert (workspace / "exported" / "adapter" / "adapter_config.json").exists()
 
 
 def test_the_files_of_a_run_folder_are_those_that_are_listed(workspace: Path) -> None:
-    run = fedfm.run(
-        workspace / "mine.toml", f"data-root={workspace / 'data'}", f"runs.folder={workspace / 'one'}", "rounds=1"
-    )
+    data, runs = workspace / "data", workspace / "one"
+    run = fedfm.run(workspace / "mine.toml", f"data-root={data}", f"runs.folder={runs}", "rounds=1")
     listed = set(re.findall(r"^RUN/(\S+?)/? ", README, re.MULTILINE))
     assert {file.name for file in run.folder.iterdir()} == listed
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from fedfm.arrays import Arrays, sha256
 from fedfm.commands.model_card import model_card
 from fedfm.config import RunConfig
-from fedfm.errors import UserError
+from fedfm.errors import UserError, did_you_mean
 from fedfm.models.body import load_body
 from fedfm.training.trained import TrainedModel, load_model, read_cards
 
@@ -39,7 +39,11 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
         what = "the destination is not empty" if target.is_dir() else "the destination is a file"
         raise UserError(what, where=str(target), mend="give a new folder")
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    site_of = {info["sites"][site]["domain"]: site for site in sites if site in info["sites"]}
+    for site in sites:
+        if site not in info["sites"]:
+            what = f'the run has no site "{site}".{did_you_mean(site, info["sites"])}'
+            raise UserError(what, where=str(folder), mend=f"its sites: {', '.join(info['sites'])}")
+    site_of = {info["sites"][site]["domain"]: site for site in sites}
     models = {domain: load_model(folder, domain, site_of.get(domain, "")) for domain in cards}
     config = next(iter(models.values())).config
     loras = {domain: _lora(model.weights) for domain, model in models.items()}

@@ -149,9 +149,13 @@ class DomainConfig(Section):
         return self
 
     def site_names(self, domain: str) -> tuple[str, ...]:
-        """Names of the domain's sites, in order: given by [[site]] tables, or `<domain>-1`, `<domain>-2`, ..."""
+        """Sorted names of the domain's sites: given by [[site]] tables, or `<domain>-1`, `<domain>-2`, ...
+
+        Sorted, because the place of a name here says which part of a cut source is its own: the order of the tables
+        in a file must not.
+        """
         if self.site:
-            return tuple(site.name for site in self.site)
+            return tuple(sorted(site.name for site in self.site))
         width = len(str(self.sites))
         return tuple(f"{domain}-{number:0{width}d}" for number in range(1, self.sites + 1))
 
@@ -233,15 +237,18 @@ class RunConfig(Section):
         return dict(sorted(pairs.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Plain values by kebab-case key, which `load_config` takes for this same configuration."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for domain in data["domains"].values():
+            if domain["site"]:
+                domain.pop("sites")  # the tables count themselves; the default number would contradict them
+        return data
 
     def to_toml(self) -> str:
         """A file that runs again as this configuration; every key with its value."""
         data = self.to_dict()
         for domain in data["domains"].values():
-            if domain["site"]:
-                domain.pop("sites")  # the tables count themselves
-            else:
+            if not domain["site"]:
                 domain.pop("site")
         return tomli_w.dumps(data)
 

@@ -3,7 +3,7 @@
 from fedfm.domains.examples import Dataset, Examples
 from fedfm.domains.formats import read_source
 from fedfm.domains.inspection import CheckReport, check_path
-from fedfm.domains.loading import label_counts, load_site
+from fedfm.domains.loading import forget_sources, label_counts, load_site
 from fedfm.domains.partition import partition, partition_dataset
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Dataset",
     "Examples",
     "check_path",
+    "forget_sources",
     "label_counts",
     "load_site",
     "partition",

@@ -56,6 +56,11 @@ def _read_parts(path: Path, settings: DomainConfig, num_sites: int, seed: int, d
     return tuple(partition_dataset(dataset, num_sites, settings, generator(seed, "partition", domain)))
 
 
+def forget_sources() -> None:
+    """Read every source again when it is next asked for."""
+    _read_parts.cache_clear()
+
+
 def label_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
     """Split -> label -> number of examples; for tags: entities of each type, and "sentences"."""
     if dataset.task == "token-classification":

@@ -86,6 +86,8 @@ def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     opened = RunFolder.open(folder)
     if opened.info.get("status") in ("finished", "early-stopped"):
         return Run(opened.path)
+    with opened.lock():  # a run that is still alive must not be told that it failed
+        pass
     return _run_in(opened, load_config(opened.path / "config.toml"), listen)
 
 
@@ -121,7 +123,9 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     from fedfm.engines.local import LocalGrid
     from fedfm.federation.client_app import app
     from fedfm.federation.rounds import RoundLoop
+    from fedfm.federation.site import forget_data
 
+    forget_data()
     RoundLoop(LocalGrid(app, len(config.sites())), config, folder, listen).run()
 
 

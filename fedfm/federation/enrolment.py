@@ -64,7 +64,19 @@ def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECO
             raise EngineError(f"no node holds {', '.join(missing)} after {wait:.0f} s", mend=mend)
         time.sleep(0.2)
     roll.domains = {domain: agree(domain, roll) for domain in config.domains}
+    _check_watched(config, roll)
     return roll
+
+
+def _check_watched(config: RunConfig, roll: Roll) -> None:
+    """Early stopping cannot watch a domain of which no site has validation examples. Raises ConfigError."""
+    metric = config.early_stopping.metric
+    if not config.early_stopping.patience or metric not in roll.domains:
+        return
+    counts = [card.label_counts["validation"] for card in roll.cards.values() if card.domain == metric]
+    if not any(sum(count.values()) for count in counts):
+        mend = "watch another metric, or give the domain validation examples"
+        raise ConfigError(f"domain {metric} has no validation examples", where="early-stopping.metric", mend=mend)
 
 
 def _enter(roll: Roll, card: SiteCard, node: int, expected: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedfm.config import BodyConfig, RunConfig
 from fedfm.federation.enrolment import Roll
+from fedfm.federation.messages import SiteCard
 from fedfm.results.run_folder import RunFolder
 from fedfm.training.metrics import PRIMARY
 
@@ -52,9 +53,10 @@ class Journal:
             primary=primary, bytes_per_site={"down": bytes_per_site, "up": bytes_per_site}, generated=generated,
             resumed_from=resumed_from,
         )  # fmt: skip
-        for name, card in cards.items():
-            for sentence in card.warnings:
-                self.warn_once(f"{card.domain}, {name}: {sentence}")
+        for (domain, sentence), names in _warnings(cards).items():
+            of_all = len(names) > 1 and len(names) == sum(card.domain == domain for card in cards.values())
+            who = domain if of_all else f"{domain}, {', '.join(names)}"
+            self.warn_once(f"{who}: {sentence}")
 
     def warn_truncated(self, site: str, domain: str, share: float, max_length: int) -> None:
         if share > TRUNCATED_SHARE:
@@ -62,6 +64,15 @@ class Journal:
                 f"{domain}: {share:.0%} of the texts of site {site} are longer than max-length = {max_length} and are "
                 f"cut; domains.{domain}.local.max-length=... mends it"
             )
+
+
+def _warnings(cards: Mapping[str, SiteCard]) -> dict[tuple[str, str], list[str]]:
+    """(domain, sentence) -> sites that say so: the sites of a cut source all say the same of it."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for name, card in cards.items():
+        for sentence in card.warnings:
+            said.setdefault((card.domain, sentence), []).append(name)
+    return said
 
 
 def in_words(body: BodyConfig) -> str:

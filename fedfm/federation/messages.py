@@ -2,9 +2,11 @@
 
     query     down: the configuration                           up: a card for each site that the node holds
     train     down: shared and domain tensors, the order        up: the change of those tensors, loss, sizes
-    evaluate  down: the same tensors, which split               up: a tally (sums and counts; see training.metrics)
+    evaluate  down: the same tensors, which split               up: a tally (see training.metrics)
 
-Tensors are named `<group>/<tensor>`. No example, no gradient of a single step, no frozen body is in any message.
+A tally is sums and counts; of images it also holds their class probabilities, sorted within each true class, which an
+exact pooled AUC needs. Tensors are named `<group>/<tensor>`. No example, no gradient of a single step and no frozen
+body is in any message.
 """
 
 from __future__ import annotations

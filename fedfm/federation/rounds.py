@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from fedfm.arrays import Arrays, non_finite, sha256
 from fedfm.config import RunConfig
-from fedfm.errors import ConfigError, RunError, TooFewSitesError
+from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, save_cards
@@ -64,7 +64,15 @@ class RoundLoop:
         self.file = folder.path / "checkpoint" / "state.safetensors"
 
     def run(self) -> Scores:
-        """Train to the end (from the checkpoint, where there is one), test once, and close the run folder."""
+        """Train to the end (from the checkpoint, where there is one), test once, and close the run folder.
+
+        Raises UserError where the configuration, a site's data or a second process on this folder forbid it, RunError
+        where the run cannot go on.
+        """
+        with self.folder.lock():
+            return self._run()
+
+    def _run(self) -> Scores:
         roll = enrol(self.grid, self.config, self.config.engine.timeout)
         start, names = first_weights(self.config, roll)
         self.sites = Sites(self.grid, self.config, roll, names, self.journal)
@@ -137,19 +145,12 @@ class RoundLoop:
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights, write the round's row, keep the weights if they are the best, save the checkpoint."""
         scores = score(self.sites, new.weights, count.number, "validation")
-        metric = self.config.early_stopping.metric
-        if math.isnan(scores.watched(metric)) and self.config.early_stopping.patience and count.number == 0:
-            where, mend = (
-                f"early-stopping.metric = {metric}",
-                "watch another metric, or give the domain validation data",
-            )
-            raise ConfigError("there is no validation score to watch", where=where, mend=mend)
         row, old = count.row(), new.progress
         progress = replace(
             old, round=count.number, seconds=old.seconds + row["seconds"],
             bytes_down=old.bytes_down + count.bytes_down, bytes_up=old.bytes_up + count.bytes_up,
         )  # fmt: skip
-        best, watched = new.best, scores.watched(metric)
+        best, watched = new.best, scores.watched(self.config.early_stopping.metric)
         if count.number == 0 or watched > old.best_score:
             known = -math.inf if math.isnan(watched) else watched  # no score at all is beaten by any
             best, progress = new.weights, replace(progress, best_round=count.number, best_score=known)

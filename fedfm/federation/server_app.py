@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     from fedfm.federation.rounds import RoundLoop
 
     config = read_run_config(context.run_config)
+    config = config.replace("engine.name=flower")  # whatever engine the configuration was written for
     given = str(context.run_config.get("run-folder", ""))
     folder = RunFolder.open(given) if given else RunFolder.create(config)
     try:

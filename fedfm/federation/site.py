@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context
 
-from fedfm.arrays import Arrays
+from fedfm.arrays import Arrays, non_finite
 from fedfm.config import RunConfig, load_config
-from fedfm.domains import Dataset, label_counts, load_site
+from fedfm.domains import Dataset, forget_sources, label_counts, load_site
 from fedfm.errors import ConfigError
 from fedfm.federation.messages import Order, SiteCard
 
@@ -69,7 +69,7 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> tuple[Arrays, dic
     (loss,) = fit(bench.matrix, works, config.local_for(order.card.domain), strategy.correct)
     trained = bench.matrix.read(0)
     private = {name: value for name, value in trained.items() if grouped[name].startswith("private/")}
-    if private:
+    if private and not non_finite(trained):  # the server leaves such an update out; the site must not keep its half
         _save_private(order, private)
     delta = {grouped[n]: value - start[n] for n, value in trained.items() if n not in private}
     told = {"num-examples": len(features), "loss": loss, "truncated": features.truncated}
@@ -156,8 +156,18 @@ class _FeatureCache:
             self.used -= self.kept.popitem(last=False)[1][1]
         return value
 
+    def clear(self) -> None:
+        self.kept.clear()
+        self.used = 0
+
 
 _CACHE = _FeatureCache(CACHE_BYTES)
+
+
+def forget_data() -> None:
+    """Start a run without what an earlier one in this process has read: its files may have changed since."""
+    forget_sources()
+    _CACHE.clear()
 
 
 def _features(order: Order, split: str):

@@ -17,13 +17,19 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from fedfm.config import RunConfig, load_config
 from fedfm.errors import UserError
@@ -117,6 +123,21 @@ class RunFolder:
         event = plain({"time": _now(), "event": kind} | fields)
         append_lines(self.path / "events.jsonl", json.dumps(event, allow_nan=False) + "\n")
         return event
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one writing process; the system lets go of it when the process ends, however it ends.
+
+        Raises UserError when another process holds it. Without `fcntl` (Windows) nothing is locked.
+        """
+        with open(self.path / ".lock", "w", encoding="utf-8") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    mend = "wait until it has ended, or end it, and resume then"
+                    raise UserError("another process is writing to this run", where=str(self.path), mend=mend) from None
+            yield
 
     def truncate_after(self, round: int) -> None:
         """Make the tables those of a run that has just done `round`, to resume from there.

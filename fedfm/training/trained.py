@@ -16,7 +16,7 @@ from fedfm.domains.examples import Examples
 from fedfm.errors import ModelError, UserError, did_you_mean
 from fedfm.models.body import load_body
 from fedfm.models.features import featurize
-from fedfm.models.site_model import SiteModel, build_model, group_names
+from fedfm.models.site_model import SiteModel, build_model, group_names, start_weights
 from fedfm.training.evaluation import predict, softmax
 from fedfm.training.matrix import ClientMatrix
 
@@ -71,7 +71,9 @@ def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
     matrix = ClientMatrix(model)
     grouped = group_names(matrix.columns, config.sharing, domain)
     stored = load_file(folder / "model" / "weights.safetensors")
-    private = _private(folder, domain, site) if any(full.startswith("private/") for full in grouped.values()) else {}
+    private: Arrays = {}
+    if any(full.startswith("private/") for full in grouped.values()):
+        private = _private(folder, domain, site) or start_weights(model, config.seed)
     weights = {name: stored[full] if full in stored else private[name] for name, full in grouped.items()}
     matrix.load(0, weights)
     return TrainedModel(config, cards[domain], model, weights)
@@ -89,7 +91,10 @@ def read_cards(folder: Path) -> dict[str, DomainCard]:
 
 
 def _private(folder: Path, domain: str, site: str) -> Arrays:
-    """What a site kept to itself, of the round of the final weights. In a simulation it lies in the run folder."""
+    """What a site kept to itself, of the round of the final weights. In a simulation it lies in the run folder.
+
+    Empty for a site that had not trained by then: it was scored with its start values.
+    """
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     names = [name for name, row in info["sites"].items() if row["domain"] == domain]
     last = int(info["final_round"])
@@ -99,8 +104,9 @@ def _private(folder: Path, domain: str, site: str) -> Arrays:
             f"part of the model of domain {domain} is private to its sites"
         )  # fmt: skip
         raise UserError(what, where=str(folder), mend=mend)
-    files = sorted((folder / "checkpoint" / "sites" / site).glob("*.safetensors"))
-    kept = [file for file in files if int(file.stem) <= last]
-    if not kept:
-        raise ModelError(f"what site {site} kept to itself is not in this folder", where=str(folder), mend=mend)
-    return load_file(kept[-1])
+    sites = folder / "checkpoint" / "sites"
+    if not sites.is_dir():
+        what = f"what site {site} kept to itself is not in this folder"
+        raise ModelError(what, where=str(folder), mend="bring its checkpoint folder from where it ran")
+    kept = [file for file in sorted((sites / site).glob("*.safetensors")) if int(file.stem) <= last]
+    return load_file(kept[-1]) if kept else {}

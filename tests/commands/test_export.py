@@ -188,6 +188,8 @@ def test_a_private_head_is_exported_for_the_site_that_is_named(tmp_path):
     run = make_run(tmp_path, 'sharing."head.*"=private', "domains.finance.sites=2")
     with pytest.raises(UserError, match="part of the model of domain medical is private to its sites"):
         export(run, tmp_path / "none")
+    with pytest.raises(UserError, match=r'the run has no site "finance1"\. did you mean "finance-1"\?'):
+        export(run, tmp_path / "none", ["medical-1", "finance1"])
     heads = {}
     for site in ("finance-1", "finance-2"):
         target = export(run, tmp_path / site, ["medical-1", site])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -155,3 +156,15 @@ def test_a_private_head_needs_its_site_and_the_only_domain_no_name(tmp_path):
     assert 'domain finance has no site "finance1". did you mean "finance-1"?' in unknown
     first, second = ([*predict_lines(run, ["Profit rose."], "", site)] for site in ("finance-1", "finance-2"))
     assert first != second
+
+
+def test_a_site_that_never_trained_is_used_with_its_start_values(tmp_path):
+    """Steps too small to move a score: the best round is 0, before any site has kept a head of its own."""
+    still = ["local.learning-rate=1e-30", "local.head-learning-rate=1e-30", "early-stopping.patience=1"]
+    run = make_run(tmp_path, 'sharing."head.*"=private', *still)
+    assert json.loads((run / "run.json").read_text())["final_round"] == 0
+    (line,) = predict_lines(run, ["Profit rose."], "finance", "finance-1")
+    assert line.endswith("\tProfit rose.")
+    shutil.rmtree(run / "checkpoint")
+    gone = str(refusal(run, ["x"], "finance", "finance-1"))
+    assert "what site finance-1 kept to itself is not in this folder" in gone

@@ -54,6 +54,15 @@ def test_sites_with_sources_of_their_own_are_read_whole(tmp_path):
     assert load_site(run, "bank", "south").test.inputs[0].startswith("south")
 
 
+def test_the_order_of_site_tables_does_not_matter(tmp_path):
+    write_texts(tmp_path / "news.jsonl", 60)
+    for source in ("news.jsonl", "generated"):
+        one, other = (config(tmp_path, source=source, site=[{"name": n} for n in names]) for names in ("ab", "ba"))
+        for site in "ab":
+            assert load_site(one, "bank", site).train.inputs == load_site(other, "bank", site).train.inputs
+        assert load_site(one, "bank", "a").train.inputs != load_site(one, "bank", "b").train.inputs
+
+
 def test_max_examples_keeps_proportions(tmp_path):
     """Classes 60 : 20 of 80 (max 40 of the training split of 56 = 42 + 14): 30 and 10."""
     path = tmp_path / "news.jsonl"

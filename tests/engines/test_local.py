@@ -7,7 +7,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedfm.engines import ENGINES, load_config
 from fedfm.engines.local import CLIENT_RAISED, LocalGrid
+from fedfm.results.run_folder import RunFolder
 
 
 class Toy:
@@ -116,3 +118,21 @@ def test_what_one_site_does_to_its_weights_does_not_reach_the_next() -> None:
     replies = list(grid.send_and_receive(orders(grid, 1, 2, 3, weights=record)))
     assert [told(reply)["sum"] for reply in replies] == [3.0, 3.0, 3.0]
     assert not record["w"].numpy().any()
+
+
+def test_the_next_run_of_a_process_reads_a_changed_file_again(tmp_path) -> None:
+    """And says once of a source that three sites share what all of them would say."""
+    domain = {"task": "text-classification", "source": str(tmp_path / "news.csv"), "sites": 3}
+    config = load_config({"rounds": 1, "body": {"layers": 1}, "domains": {"bank": domain}})
+    seen, warned = [], []
+    for count in (40, 60):
+        rows = [f"{'' if i == 9 else f'text {i}'},{'ab'[i % 2]}" for i in range(count)]
+        (tmp_path / "news.csv").write_text("\n".join(["text,label", *rows]))
+        folder = RunFolder.create(config, tmp_path / "runs")
+        ENGINES["local"](config, folder, lambda event: warned.append(event) if event["event"] == "warning" else None)
+        seen.append(sum(sum(site["label_counts"]["train"].values()) for site in folder.info["sites"].values()))
+    assert seen == [28, 42]
+    assert {event["message"] for event in warned} == {
+        f"bank: 1 text is empty (first: {tmp_path / 'news.csv'}, line 11)"
+    }
+    assert len(warned) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation_helpers import Outcome, Spoiler, events, outcome, tiny, train_federation
+from federation_helpers import IMAGES, TEXTS, Outcome, Spoiler, events, outcome, tiny, train_federation
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedfm import engines
@@ -204,6 +204,15 @@ def test_a_site_that_cannot_be_scored_is_a_warning(tmp_path):
     scores = done.folder.metrics.query("round == 1 and split == 'test' and scope == 'domain'")
     assert set(scores["domain"]) == {"medical", "finance", "ner"}
     assert set(scores["num_examples"]) == {80}  # of one site of each
+
+
+def test_a_site_does_not_keep_a_private_part_that_is_not_finite(tmp_path):
+    """A rate of 1e38 overflows the first round; what the site kept before, here nothing, stays."""
+    broken = {**TEXTS, "sites": 1, "local": {"head-learning-rate": 1e38, "epochs": 9}}
+    config = tiny(tmp_path, 'sharing."head*"=private', medical={**IMAGES, "sites": 1}, finance=broken)
+    done = train_federation(config)
+    assert [site for _, site, _ in left_out(done)] == ["finance-1"]
+    assert list(done.private()) == ["medical-1/000001.safetensors"]
 
 
 @pytest.fixture
