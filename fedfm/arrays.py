@@ -7,16 +7,11 @@ sites, `<domain>/...` over the sites of that domain, `private/...` stays at its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-
-
-def subtract(left: Arrays, right: Arrays) -> Arrays:
-    """`left - right`, tensor by tensor, in the dtype of `left`."""
-    return {name: left[name] - right[name] for name in left}
 
 
 def add_scaled(arrays: Arrays, step: Mapping[str, np.ndarray], scale: float = 1.0) -> Arrays:
@@ -52,12 +47,6 @@ def sha256(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def select(arrays: Mapping[str, np.ndarray], groups: Iterable[str]) -> Arrays:
-    """The tensors of the given groups."""
-    wanted = set(groups)
-    return {name: a for name, a in arrays.items() if group_of(name) in wanted}
 
 
 def group_of(name: str) -> str:

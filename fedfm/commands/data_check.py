@@ -34,4 +34,5 @@ def report(path: Path, task: str, settings: dict[str, Any], console: Console) ->
     for warning in found.warnings:
         console.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
     console.print(Text(f"sha256 {found.sha256}"), soft_wrap=True)
-    console.print("usable" if not found.warnings else f"usable, {len(found.warnings)} warnings")
+    count = len(found.warnings)
+    console.print(f"usable{f', {count} warning' if count else ''}{'s' if count > 1 else ''}")

@@ -203,7 +203,7 @@ class RunConfig(Section):
         return [(("sampling", "minimum-sites"), what)] if asked > most else []
 
     def _unfit_domain_names(self) -> list[Finding]:
-        reserved = (*GROUPS, "federation")
+        reserved = (*GROUPS, "federation", "mean", "worst")  # the last two are what early stopping may watch
         what = f"cannot name a domain: letters, digits, - and _, and none of {', '.join(reserved)}"
         unfit = (d for d in self.domains if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", d) or d in reserved)
         return [(("domains", domain), f'"{domain}" {what}') for domain in unfit]

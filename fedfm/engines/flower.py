@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -13,12 +11,11 @@ from fedfm import __version__, errors
 from fedfm.config import RunConfig
 from fedfm.engines.flower_cli import Simulation, run_flower_app
 from fedfm.errors import EngineError
-from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.results.screen import EventTail
 
 SERVER_APP = "fedfm.federation.server_app:app"
 CLIENT_APP = "fedfm.federation.client_app:app"
-Listen = Callable[[dict[str, Any]], None]
 
 
 def run_on_flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:

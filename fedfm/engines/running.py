@@ -12,13 +12,11 @@ import pandas as pd
 
 from fedfm import config as config_module
 from fedfm.config import RunConfig
-from fedfm.errors import FedfmError, Problem
+from fedfm.errors import Problem
 from fedfm.models.body import check_body
 from fedfm.results.figures import draw_figures
-from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import check_strategy
-
-Listen = Callable[[dict[str, Any]], None]
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -111,9 +109,7 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
         stop.add_note(f"go on with: fedfm resume {folder.path}")
         raise
     except BaseException as error:
-        reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
-        folder.update(status="failed", reason=reason, error=type(error).__name__)
-        folder.event("run-failed", reason=reason)
+        folder.fail(error)
         raise
     draw_figures(folder)
     return Run(folder.path)

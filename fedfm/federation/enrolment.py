@@ -6,8 +6,9 @@ import fnmatch
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -77,6 +78,17 @@ def _check_watched(config: RunConfig, roll: Roll) -> None:
     if not any(sum(count.values()) for count in counts):
         mend = "watch another metric, or give the domain validation examples"
         raise ConfigError(f"domain {metric} has no validation examples", where="early-stopping.metric", mend=mend)
+
+
+def refuse_changed_data(roll: Roll, before: Mapping[str, Mapping[str, Any]]) -> None:
+    """A run goes on with the data that it began with. `before`: the sites of run.json. Raises DataError."""
+    changed = [
+        Problem(f"the data of site {site} have changed since the run began (sha256 {card.sha256[:12]}...)", card.source)
+        for site, card in sorted(roll.cards.items())
+        if site in before and before[site]["sha256"] != card.sha256
+    ]
+    if changed:
+        raise DataError([*changed[:-1], replace(changed[-1], mend="bring the old data back, or start a new run")])
 
 
 def _enter(roll: Roll, card: SiteCard, node: int, expected: Mapping[str, str]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fedfm.config import BodyConfig, RunConfig
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.messages import SiteCard
-from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.training.metrics import PRIMARY
 
 TRUNCATED_SHARE = 0.05  # of a site's texts that are cut at the maximum length: more than this is worth a warning
-Listen = Callable[[dict[str, Any]], None]
 
 
 class Journal:

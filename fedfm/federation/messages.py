@@ -39,6 +39,12 @@ class SiteCard:
     sha256: str
     warnings: tuple[str, ...] = ()
 
+    @property
+    def num_train(self) -> int:
+        """Training examples (for tags: sentences)."""
+        counts = self.label_counts["train"]
+        return counts["sentences"] if self.task == "token-classification" else sum(counts.values())
+
 
 @dataclass(frozen=True)
 class Order:

@@ -20,12 +20,12 @@ from fedfm.config import RunConfig
 from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, save_cards
-from fedfm.federation.journal import Journal, Listen
+from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, refuse_changed_data, save_cards
+from fedfm.federation.journal import Journal
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
 from fedfm.federation.screening import reason_to_leave_out
-from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import Update, make_strategy
 
 
@@ -77,6 +77,8 @@ class RoundLoop:
         start, names = first_weights(self.config, roll)
         self.sites = Sites(self.grid, self.config, roll, names, self.journal)
         now = load_checkpoint(self.file)
+        if now is not None:
+            refuse_changed_data(roll, self.folder.info["sites"])
         largest = max((record.count_bytes() for record in self.sites.pack(start).values()), default=0)
         self.journal.announce(self.config, roll, largest, now.progress.round if now else None)
         for pattern in idle_patterns(self.config, roll):
@@ -125,6 +127,8 @@ class RoundLoop:
             examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
             expected = self.sites.expected(weights, site)
             reason = str(answer.problem or "") or reason_to_leave_out(answer.arrays, expected, examples, limit)
+            if not reason and examples > (held := self.sites.roll.cards[site].num_train):
+                reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
             if not reason and not math.isfinite(loss):
                 reason = "its training loss is not finite"
             if "not finite" in reason:

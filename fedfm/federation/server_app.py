@@ -17,7 +17,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfm.config import RunConfig, load_config
-from fedfm.errors import FedfmError
 from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import RunFolder
 from fedfm.results.screen import Screen
@@ -41,10 +40,7 @@ def main(grid: Grid, context: Context) -> None:
         with Screen(quiet=bool(given)) as screen:  # under the flower engine the caller shows the run
             RoundLoop(grid, config, folder, screen.handle).run()
     except Exception as error:
-        reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
-        kind = type(error).__name__ if isinstance(error, FedfmError) else "RunError"
-        folder.update(status="failed", reason=reason, error=kind)
-        folder.event("run-failed", reason=reason)
+        folder.fail(error)
         raise
     if not given:
         draw_figures(folder)

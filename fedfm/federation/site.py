@@ -19,6 +19,7 @@ from flwr.app import Context
 from fedfm.arrays import Arrays, non_finite
 from fedfm.config import RunConfig, load_config
 from fedfm.domains import Dataset, forget_sources, label_counts, load_site
+from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError
 from fedfm.federation.messages import Order, SiteCard
 
@@ -103,12 +104,12 @@ def _load(order: Order, received: Mapping[str, np.ndarray]) -> tuple[dict[str, s
 class _Workbench:
     """The model of a domain in this process, with its client matrix."""
 
-    def __init__(self, config: RunConfig, order: Order):
+    def __init__(self, config: RunConfig, card: DomainCard):
         from fedfm.models.body import load_body
         from fedfm.models.site_model import build_model
         from fedfm.training.matrix import ClientMatrix
 
-        self.model = build_model(config, order.card, pick_device(config))
+        self.model = build_model(config, card, pick_device(config))
         self.matrix = ClientMatrix(self.model)
         self.tokenizer = load_body(config).tokenizer
 
@@ -132,8 +133,8 @@ def _workbench(order: Order) -> _Workbench:
 
 
 @lru_cache(maxsize=8)
-def _cached_workbench(config: str, card) -> _Workbench:
-    return _Workbench(parse_config(config), Order("", 0, card, config))
+def _cached_workbench(config: str, card: DomainCard) -> _Workbench:
+    return _Workbench(parse_config(config), card)
 
 
 class _FeatureCache:

@@ -32,11 +32,12 @@ except ImportError:  # Windows
     fcntl = None
 
 from fedfm.config import RunConfig, load_config
-from fedfm.errors import UserError
+from fedfm.errors import FedfmError, UserError
 from fedfm.results.environment import environment
 from fedfm.results.files import append_lines, plain, replace_text, whole_lines
 
 ROUND_COLUMNS = ("round", "seconds", "bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped", "loss")
+Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
 METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples")
 WORDS = frozenset({"scope", "name", "domain", "split", "metric"})  # all other columns hold numbers
 STATUSES = ("running", "finished", "early-stopped", "failed", "interrupted")
@@ -130,7 +131,7 @@ class RunFolder:
 
         Raises UserError when another process holds it. Without `fcntl` (Windows) nothing is locked.
         """
-        with open(self.path / ".lock", "w", encoding="utf-8") as file:
+        with open(self.path / "config.toml", encoding="utf-8") as file:  # it is there from the first moment on
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,6 +139,13 @@ class RunFolder:
                     mend = "wait until it has ended, or end it, and resume then"
                     raise UserError("another process is writing to this run", where=str(self.path), mend=mend) from None
             yield
+
+    def fail(self, error: BaseException) -> None:
+        """Write that the run failed, why, and by which error of fedfm (another program's counts as RunError)."""
+        known = isinstance(error, FedfmError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        self.update(status="failed", reason=reason, error=type(error).__name__ if known else "RunError")
+        self.event("run-failed", reason=reason)
 
     def truncate_after(self, round: int) -> None:
         """Make the tables those of a run that has just done `round`, to resume from there.

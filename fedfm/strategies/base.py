@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from fedfm.arrays import Arrays, RunningMean, group_of
+from fedfm.arrays import Arrays, RunningMean
 
 State = dict[str, Any]  # Arrays and plain numbers: what a checkpoint can hold
 
@@ -72,8 +72,3 @@ def two_level_mean(updates: Iterable[Update], domain_weights: Mapping[str, float
     for domain in sorted(by_domain):
         between.add(by_domain[domain].value(), domain_weights.get(domain, 1.0))
     return between.value()
-
-
-def is_shared(name: str) -> bool:
-    """True for a tensor that all sites share."""
-    return group_of(name) == "shared"

@@ -44,10 +44,6 @@ class ClientMatrix:
         in_body = [name.startswith("body.") for name, (_, n, _) in self.columns.items() for _ in range(n)]
         self.body_columns = torch.tensor(in_body, device=example.device)
 
-    @property
-    def num_rows(self) -> int:
-        return self.theta.shape[0]
-
     @torch.no_grad()
     def load(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write one site's tensors (all of them, named as in `columns`) into its row."""

@@ -136,6 +136,17 @@ def test_an_answer_that_is_none_is_left_out(tmp_path, kind):
     assert_went_on_without(train_federation(tiny(tmp_path, "rounds=2"), replying(make)), reason)
 
 
+def test_a_site_cannot_claim_more_examples_than_it_holds(tmp_path):
+    """A site that says a thousand million would own the mean of its domain."""
+
+    def boast(message, reply):
+        metrics = dict(read_answer(reply).metrics) | {"num-examples": 1e9}
+        return with_parts(message, reply, metrics=MetricRecord(metrics))
+
+    reason = "it says that it was trained on 1e+09 examples, but the site holds "
+    assert_went_on_without(train_federation(tiny(tmp_path, "rounds=2"), replying(boast)), reason)
+
+
 def test_an_update_whose_loss_is_not_finite_is_left_out(tmp_path):
     """Finite weights behind a loss that is not are on their way to infinity."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedfm.arrays import group_of
 from fedfm.engines.local import LocalGrid
 from fedfm.errors import ConfigError, DataError, EngineError, RunError
 from fedfm.federation.client_app import app
-from fedfm.federation.enrolment import enrol, first_weights
+from fedfm.federation.enrolment import enrol, first_weights, refuse_changed_data
 
 EXAMPLES = {
     "negative": ("profit fell sharply", "the loss widened again", "sales were weak"),
@@ -266,3 +267,34 @@ def test_what_a_domain_is_sent_is_the_shared_group_and_its_own(tmp_path):
     assert set(names["a"]) & set(names["b"]) == shared
     heads = [weights[f"{domain}/head.weight"] for domain in ("a", "b")]
     assert not np.array_equal(*heads)  # two domains, two draws
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    config = tiny(tmp_path)
+    roll = call(config)
+    before = {site: {"sha256": card.sha256} for site, card in roll.cards.items()}
+    refuse_changed_data(roll, before)  # the same data: nothing to say
+    site = sorted(before)[0]
+    with pytest.raises(DataError) as caught:
+        refuse_changed_data(roll, before | {site: {"sha256": "0" * 64}})
+    (problem,) = caught.value.problems
+    assert f"the data of site {site} have changed since the run began" in problem.what
+    assert problem.mend == "bring the old data back, or start a new run"
+
+
+def test_early_stopping_cannot_watch_a_domain_without_validation_examples(tmp_path):
+    """Ten training examples in a named split, nothing to validate with: told before the first round."""
+    config = tiny(tmp_path, "early-stopping.patience=1")
+    domain = next(iter(config.domains))
+    roll = call(config.replace(f"early-stopping.metric={domain}"))  # it has some: fine
+    assert roll.domains[domain]
+
+    def without(message, context):
+        reply = app(message, context)
+        cards = json.loads(reply.content["cards"]["json"])
+        for card in cards:
+            card["label_counts"]["validation"] = {}
+        return Message(RecordDict({"cards": ConfigRecord({"json": json.dumps(cards)})}), reply_to=message)
+
+    with pytest.raises(ConfigError, match=f"domain {domain} has no validation examples"):
+        call(config.replace(f"early-stopping.metric={domain}"), without)

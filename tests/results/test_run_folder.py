@@ -262,8 +262,7 @@ def test_every_score_has_its_row(folder):
 def test_one_process_writes_at_a_time(tmp_path):
     """A lock of the system: held by another open file it is refused, after its end it is free."""
     folder = RunFolder.create(config(), tmp_path)
-    with folder.lock():
-        with pytest.raises(UserError, match="another process is writing to this run"), folder.lock():
-            pass
+    with folder.lock(), pytest.raises(UserError, match="another process is writing to this run"), folder.lock():
+        pass
     with folder.lock():
         pass

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategy_helpers import aggregate, largest_difference
 
 from fedfm.strategies import Update
-from fedfm.strategies.base import is_shared, two_level_mean
+from fedfm.strategies.base import two_level_mean
 from fedfm.strategies.fedavg import FedAvg
 
 
@@ -103,8 +103,3 @@ def test_a_mean_lies_between_what_was_sent(rows):
     mean = two_level_mean(updates, {"finance": 0.5, "medical": 7.0})["shared/a"].item()
     values = [value for *_, value in rows]
     assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
-
-
-def test_is_shared_looks_at_the_group():
-    assert is_shared("shared/body.x")
-    assert not is_shared("medical/shared.weight")
