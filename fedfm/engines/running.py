@@ -84,9 +84,10 @@ def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     opened = RunFolder.open(folder)
     if opened.info.get("status") in ("finished", "early-stopped"):
         return Run(opened.path)
+    config = load_config(opened.path / "config.toml")
     with opened.lock():  # a run that is still alive must not be told that it failed
         pass
-    return _run_in(opened, load_config(opened.path / "config.toml"), listen)
+    return _run_in(opened, config, listen)
 
 
 def anchored(config: RunConfig) -> RunConfig:
