@@ -115,7 +115,7 @@ def markdown(table: list[dict], common: int) -> str:
         "",
         "Made by `python experiments/three_domains.py --data-root ../shared/data`; one seed: differences of one or two",
         "points mean nothing (test sets: 511 images, 952 headlines, 940 sentences). Left: on test, after the",
-        f"variant's own number of rounds. Right: on validation after round {common}, the same for all.",
+        f"variant's own number of rounds (5 rounds: with `--set rounds=5`). Right: on validation after round {common}.",
         "",
         f"| variant | rounds | {' | '.join(heads)} | {' | '.join(f'{h}, round {common}' for h in heads)} | MB sent |",
         "|---|" + "---|" * (len(heads) * 2 + 2),
