@@ -22,11 +22,12 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
     "rounds": 5,
     "data-root": ".",
     "engine": {
-        "name": "local", "sites-at-once": 1, "workers": 1, "device": "auto", "threads": 1, "dtype": "float32",
-        "timeout": 3600.0,
+        "name": "local", "sites-at-once": 1, "workers": 1, "gpus-per-worker": 0.0, "address": "", "device": "auto",
+        "threads": 1, "dtype": "float32", "feature-cache": 1024, "timeout": 3600.0,
     },
     "body": {
-        "name": "tiny", "tuning": "lora", "layers": 0, "weights": "pretrained", "lora-rank": 8, "lora-alpha": 16.0,
+        "name": "tiny", "tuning": "lora", "layers": 0, "trainable-layers": 0, "weights": "pretrained", "lora-rank": 8,
+        "lora-alpha": 16.0,
         "lora-targets": ["all-linear"], "image-adapter": "stem", "image-tokens": 16,
     },
     "strategy": {"name": "fedavg", "server-learning-rate": 1.0},
@@ -38,6 +39,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
         "momentum": 0.0, "weight-decay": 0.0, "clip-norm": 0.0, "schedule": "constant", "max-length": 64,
         "augment": False, "length-buckets": False,
     },
+    "evaluation": {"every": 1},
     "early-stopping": {"patience": 0, "metric": "mean"},
     "domains": {
         "medical": {"task": "image-classification", **DOMAIN},

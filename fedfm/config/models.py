@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fedfm.errors import did_you_mean
@@ -43,23 +43,35 @@ class Section(BaseModel):
 
 class EngineConfig(Section):
     name: Literal["local", "ray", "flower"] = "local"
-    sites_at_once: int = Field(1, ge=1)
-    workers: int = Field(1, ge=1)
+    sites_at_once: int | Literal["auto"] = Field(1, description="rows of the client matrix: a number, or auto")
+    workers: int = Field(1, ge=1, description="processes that train (engine ray)")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of a worker, or the part of one (engine ray)")
+    address: str = Field("", description="a Ray cluster that is already there; empty: one is started here")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
     threads: int = Field(1, ge=1, description="compute threads of a process that trains")
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    feature_cache: int = Field(1024, ge=0, description="MiB on disk for what frozen layers make of the data; 0: off")
     timeout: float = Field(3600.0, gt=0, description="seconds without any reply after which missing sites are left out")
+
+    @field_validator("sites_at_once", mode="before")
+    @classmethod
+    def _auto_or_number(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and value >= 1):
+            return value
+        what = f'must be "auto" or a whole number of at least 1, got {json.dumps(value, default=str)}'
+        raise PydanticCustomError("finding", "{what}", {"what": what})
 
 
 class BodyConfig(Section):
     name: str = "tiny"
     tuning: Tuning = "lora"
     layers: int = Field(0, ge=0, description="keep the first n layers; 0 keeps all")
+    trainable_layers: int = Field(0, ge=0, description="tune the n layers next to the head only; 0: all")
     weights: Literal["pretrained", "random", "none"] = "pretrained"
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0)
     lora_targets: tuple[str, ...] = Field(("all-linear",), min_length=1, strict=False)
-    image_adapter: Literal["stem", "patch"] = "stem"
+    image_adapter: Literal["stem", "patch", "lenet"] = "stem"
     image_tokens: int = Field(16, ge=4, le=256, description="an image becomes at most this many tokens")
 
 
@@ -105,6 +117,10 @@ LocalOverrides = create_model(  # the same keys, each of them optional
     __base__=Section,
     **{name: (field.rebuild_annotation() | None, None) for name, field in LocalConfig.model_fields.items()},
 )
+
+
+class EvaluationConfig(Section):
+    every: int = Field(1, ge=1, description="rounds from one validation to the next; the last round has one anyway")
 
 
 class EarlyStoppingConfig(Section):
@@ -186,6 +202,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     screening: ScreeningConfig = ScreeningConfig()
     local: LocalConfig = LocalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     domains: dict[str, DomainConfig] = Field(default_factory=generated_domains, min_length=1)
     runs: RunsConfig = RunsConfig()
