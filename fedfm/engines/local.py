@@ -1,4 +1,4 @@
-"""The local engine: an in-process Grid, a node for each site, no server, no sockets, no waiting."""
+"""The local engine: an in-process Grid, one node that holds all sites, no server, no sockets, no waiting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LocalGrid(Grid):
     thus holds one reply at a time, however many sites a round has. An exception in the app becomes an error reply.
     """
 
-    def __init__(self, client_app: ClientApp, num_nodes: int):
+    def __init__(self, client_app: ClientApp, num_nodes: int = 1):
         take_identity()
         self._app = client_app
         self._waiting: dict[str, Message] = {}

@@ -24,15 +24,14 @@ def ignore(event: dict[str, Any]) -> None:
 
 
 def check_engine(config: RunConfig) -> list[Problem]:
-    """What the engines of this version cannot do."""
-    problems = []
-    if config.engine.name not in ENGINES:
-        known = ", ".join(ENGINES)
-        problems.append(Problem(f'engine "{config.engine.name}" is not built yet', "engine.name", f"known: {known}"))
-    if config.engine.sites_at_once > 1:
-        problems.append(Problem("more than one site at once is not built yet", "engine.sites-at-once", "use 1"))
-    if config.engine.workers > 1:
-        problems.append(Problem("more than one worker is not built yet", "engine.workers", "use 1"))
+    """What the chosen engine cannot do."""
+    engine, problems = config.engine, []
+    if engine.sites_at_once != 1 and engine.name == "flower":
+        what = "Flower sends every site an order of its own, so that no two sites can share a batch"
+        problems.append(Problem(what, "engine.sites-at-once", 'use 1, or engine.name = "local" or "ray"'))
+    if engine.workers > 1 and engine.name == "local":
+        what = "the local engine is one process"
+        problems.append(Problem(what, "engine.workers", 'use 1, or engine.name = "ray"'))
     return problems
 
 
@@ -120,10 +119,10 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     from fedfm.engines.local import LocalGrid
     from fedfm.federation.client_app import app
     from fedfm.federation.rounds import RoundLoop
-    from fedfm.federation.site import forget_data
+    from fedfm.federation.site_data import forget_data
 
     forget_data()
-    RoundLoop(LocalGrid(app, len(config.sites())), config, folder, listen).run()
+    RoundLoop(LocalGrid(app), config, folder, listen).run()
 
 
 def _flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:

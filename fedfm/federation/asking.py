@@ -1,10 +1,11 @@
-"""The sites of a run as seen by its rounds: pack weights for each domain, ask sites, get answers in order."""
+"""The sites of a run as seen by its rounds: pack weights for each domain, ask packs of sites, get answers in order."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -16,18 +17,27 @@ from fedfm.federation.enrolment import Roll
 from fedfm.federation.exchange import exchange, in_order
 from fedfm.federation.journal import Journal
 from fedfm.federation.messages import Answer, Order, read_answer, to_record, write_order
+from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
 
 Packed = dict[str, ArrayRecord]  # domain -> what its sites are sent
 
 
 class Sites:
-    """Who is asked, and how. `names`: domain -> names of the tensors that its sites are sent."""
+    """Who is asked, and how.
 
-    def __init__(self, grid: Grid, config: RunConfig, roll: Roll, names: dict[str, list[str]], journal: Journal):
-        self.grid, self.roll, self.names, self.journal = grid, roll, names, journal
-        self.timeout = config.engine.timeout
+    `names`: domain -> names of the tensors that its sites are sent. `rows`: domain -> how many of its sites train at
+    once. `each`: the strategy must see every site's update, not the means of packs.
+    """
+
+    def __init__(
+        self, grid: Grid, config: RunConfig, roll: Roll, names: dict[str, list[str]], journal: Journal,
+        rows: Mapping[str, int], each: bool,
+    ):  # fmt: skip
+        self.grid, self.config, self.roll, self.names, self.journal = grid, config, roll, names, journal
+        self.rows, self.each = rows, each
+        self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.config_text = json.dumps(config.to_dict())
-        self.state_folder = str((journal.folder.path / "checkpoint" / "sites").resolve())
+        self.folder = str(journal.folder.path.resolve())
 
     def domain_of(self, site: str) -> str:
         return self.roll.cards[site].domain
@@ -40,32 +50,43 @@ class Sites:
         """The tensors that a site was sent: what its update must look like."""
         return {name: weights[name] for name in self.names[self.domain_of(site)]}
 
-    def ask(
-        self, kind: str, sites: Sequence[str], round: int, packed: Packed, split: str = ""
-    ) -> Iterator[tuple[str, Answer]]:
-        """(site, answer) in the order of `sites`, one at a time; `kind` is "train" or "evaluate"."""
+    def train(self, sites: Sequence[str], round: int, packed: Packed) -> Iterator[Answer]:
+        """Answers of the packs that the sites form, in the packs' order, one at a time."""
+        packs = packs_to_train(sites, self.roll, self.config, self.rows)
+        return self._ask("train", packs, round, packed)
+
+    def evaluate(self, round: int, packed: Packed, split: str) -> Iterator[Answer]:
+        """Answers of all sites about one split, as `train`."""
+        packs = packs_to_score(self.roll.cards, self.roll, split, self.together)
+        return self._ask("evaluate", packs, round, packed, split)
+
+    def _ask(self, kind: str, packs: Sequence[Pack], round: int, packed: Packed, split: str = "") -> Iterator[Answer]:
         phase = split or kind
-        self.journal.tell("phase", round=round, phase=phase, sites=len(sites))
-        orders = {site: self._order(kind, site, round, packed, split) for site in sites}
-        return in_order(self._answers(orders, round, phase), sites)
+        self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, packs)))
+        orders = {pack: self._order(kind, pack, round, packed, split) for pack in packs}
+        return (answer for _, answer in in_order(self._answers(orders, round, phase), packs))
 
-    def _order(self, kind: str, site: str, round: int, packed: Packed, split: str) -> Message:
-        domain = self.domain_of(site)
-        order = Order(site, round, self.roll.domains[domain], self.config_text, split, self.state_folder)
-        return write_order(kind, order, packed[domain], self.roll.nodes[site])
+    def _order(self, kind: str, pack: Pack, round: int, packed: Packed, split: str) -> Message:
+        domain = self.domain_of(pack[0])
+        order = Order(
+            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
+            work_of(pack, self.roll, self.config), self.folder,
+        )  # fmt: skip
+        return write_order(kind, order, packed[domain], self.roll.nodes[pack[0]])
 
-    def _answers(self, orders: dict[str, Message], round: int, phase: str) -> Iterator[tuple[str, Answer]]:
-        for site, reply in exchange(self.grid, orders, self.timeout):
+    def _answers(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[tuple[Pack, Answer]]:
+        for pack, reply in exchange(self.grid, orders, self.config.engine.timeout):
             if reply is None:
-                answer = Answer(
-                    site, {}, {}, 0, RunError(f"no answer, and none of another site for {self.timeout:g} s")
-                )
+                timeout = self.config.engine.timeout
+                answer = Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
             else:
                 answer = read_answer(reply)
-            if answer.problem is None and answer.site != site:
-                answer = Answer(site, {}, {}, 0, RunError(f'the reply says that it comes from site "{answer.site}"'))
-            seconds = answer.metrics.get("seconds", math.nan)
-            self.journal.tell(
-                "site-finished", round=round, phase=phase, site=site, domain=self.domain_of(site), seconds=seconds
+            if answer.problem is None and answer.sites != pack:
+                sender = " + ".join(answer.sites)
+                answer = Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+            seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
+            fields = {"round": round, "phase": phase, "domain": self.domain_of(pack[0])}
+            self.journal.tell_many(
+                "site-finished", [fields | {"site": site, "seconds": s} for site, s in zip(pack, seconds, strict=True)]
             )
-            yield site, answer
+            yield pack, replace(answer, sites=pack)

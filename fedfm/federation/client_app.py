@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedfm.errors import FedfmError
-from fedfm.federation import messages, site
+from fedfm.arrays import Arrays
+from fedfm.errors import DataError, FedfmError
+from fedfm.federation import messages, site, site_data
+from fedfm.federation.messages import Answer, Order
 
 app = ClientApp()
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """A card for each site of this node."""
+    """A card for each site of this node, or all that is wrong with their data."""
+    cards, refused = [], []
     try:
-        config = site.parse_config(messages.read_query(message))
-        cards = [site.site_card(config, domain, name) for name, domain in site.sites_of_node(config, context)]
+        config = site_data.parse_config(messages.read_query(message))
+        for name, domain in site_data.sites_of_node(config, context):
+            try:
+                cards.append(site_data.site_card(config, domain, name))
+            except DataError as error:
+                refused += error.problems
+        if refused:
+            raise DataError(list(dict.fromkeys(refused)))
     except FedfmError as error:
         return messages.write_problem(error, message)
     return messages.write_cards(cards, message)
@@ -26,22 +37,23 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Local training of one site."""
+    """Local training of a pack of sites."""
     return _work(site.train, message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """The received model on one split of one site."""
+    """The received model on one split of a pack of sites."""
     return _work(site.evaluate, message)
 
 
-def _work(job, message: Message) -> Message:
+def _work(job: Callable[[Order, Arrays], Answer], message: Message) -> Message:
     started = time.perf_counter()
     try:
         order, received = messages.read_order(message)
-        arrays, told = job(order, received)
+        answer = job(order, received)
     except FedfmError as error:
         return messages.write_problem(error, message)
-    told["seconds"] = time.perf_counter() - started
-    return messages.write_answer(order.site, arrays, told, message)
+    share = (time.perf_counter() - started) / len(order.sites)  # the sites of a pack work at the same time
+    seconds = {"seconds": [share] * len(order.sites)}
+    return messages.write_answer(replace(answer, metrics={**answer.metrics, **seconds}), message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfm.config import BodyConfig, RunConfig
@@ -29,12 +29,25 @@ class Journal:
             self._warned.add(message)
             self.tell("warning", message=message)
 
+    def tell_many(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """As `tell` for each of `rows`."""
+        for fields in rows:
+            self.tell(kind, **fields)
+
     def score(
         self, round: int, scope: str, name: str, domain: str, split: str, values: Mapping[str, float], examples: int
     ) -> None:
         """Rows of metrics.csv, one for each metric in `values`."""
-        row = {"round": round, "scope": scope, "name": name, "domain": domain, "split": split}
-        self.folder.add_metrics(row | {"metric": m, "value": v, "num_examples": examples} for m, v in values.items())
+        self.scores(round, scope, [(name, domain, split, values, examples)])
+
+    def scores(self, round: int, scope: str, rows: Sequence[tuple[str, str, str, Mapping[str, float], int]]) -> None:
+        """As `score` for each (name, domain, split, values, examples), in one write."""
+        self.folder.add_metrics(
+            {"round": round, "scope": scope, "name": name, "domain": domain, "split": split}
+            | {"metric": metric, "value": value, "num_examples": examples}
+            for name, domain, split, values, examples in rows
+            for metric, value in values.items()
+        )
 
     def announce(self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None) -> None:
         """The first event of a run, what run.json says of its sites, and what the sites warn of."""

@@ -1,8 +1,12 @@
 """What travels: the one file to read to know what enters and what leaves a site.
 
     query     down: the configuration                           up: a card for each site that the node holds
-    train     down: shared and domain tensors, the order        up: the change of those tensors, loss, sizes
-    evaluate  down: the same tensors, which split               up: a tally (see training.metrics)
+    train     down: shared and domain tensors, the order        up: the change of those tensors, losses, sizes
+    evaluate  down: the same tensors, which split               up: tallies (see training.metrics)
+
+An order names one site. In a simulation, where one process plays many sites of a domain, it names a pack of them: they
+train as rows of one matrix, and what comes up is the mean of their changes by examples, or each of them where the
+strategy must see each.
 
 A tally is sums and counts; of images it also holds their class probabilities, sorted within each true class, which an
 exact pooled AUC needs. Tensors are named `<group>/<tensor>`. No example, no gradient of a single step and no frozen
@@ -11,9 +15,11 @@ body is in any message.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -23,6 +29,9 @@ from fedfm.arrays import Arrays
 from fedfm.config import Task
 from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
+
+
+NUMPY = "numpy.ndarray"  # Flower's name for arrays that travel as .npy files
 
 
 @dataclass(frozen=True)
@@ -38,43 +47,83 @@ class SiteCard:
     source: str
     sha256: str
     warnings: tuple[str, ...] = ()
+    mean_words: float = 0.0  # of a training text; 0 for images
 
-    @property
-    def num_train(self) -> int:
-        """Training examples (for tags: sentences)."""
-        counts = self.label_counts["train"]
+    def num_examples(self, split: str) -> int:
+        """Examples of a split (for tags: sentences)."""
+        counts = self.label_counts[split]
         return counts["sentences"] if self.task == "token-classification" else sum(counts.values())
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one site is asked to do in a round. `config` is the run's configuration as JSON text."""
+    """What a pack of sites of one domain is asked to do in a round. `config` is the run's configuration as JSON text.
 
-    site: str
+    `rows`: how many of them train at once. `each`: every site's update is wanted, stacked, not their mean. `work`: how
+    much there is to do, in tokens of training steps. `folder`: in a simulation that of the run, where sites keep what
+    is private between rounds; empty at a real site.
+    """
+
+    sites: tuple[str, ...]
     round: int
     card: DomainCard
     config: str
     split: str = ""  # evaluate only
-    state_folder: str = ""  # simulation only: where the site keeps what is private between rounds
+    rows: int = 1
+    each: bool = False
+    work: float = 0.0
+    folder: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A site's reply: `arrays` is its update (train) or its tally (evaluate)."""
+    """The reply of a pack: `arrays` is its update (train) or its tallies (evaluate).
 
-    site: str
-    arrays: Arrays
-    metrics: Mapping[str, float]
-    num_bytes: int
-    problem: FedfmError | None = field(default=None)
+    `metrics`: name -> one number for each site of the order. `left_out`: site -> why its part is not in `arrays`.
+    """
+
+    sites: tuple[str, ...]
+    arrays: Arrays = field(default_factory=dict)
+    metrics: Mapping[str, list[float]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    problem: FedfmError | None = None
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """The name of a dtype, and what `np.save` writes before the values."""
+    stream = io.BytesIO()
+    fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, fields)
+    return str(dtype), stream.getvalue()
+
+
+def _to_array(value: np.ndarray) -> Array:
+    """As `Array(value)`: the bytes of a .npy file, whose header is made once for each dtype and shape."""
+    dtype, header = _npy_header(value.dtype, value.shape)
+    return Array(dtype, value.shape, NUMPY, header + value.tobytes())
+
+
+def _from_array(array: Array) -> np.ndarray:
+    """As `array.numpy()`, without a copy and a parser where the header is the one that `_to_array` writes."""
+    _, header = _npy_header(np.dtype(array.dtype), tuple(array.shape))
+    if array.stype != NUMPY or not array.data.startswith(header):
+        return array.numpy()
+    values = np.frombuffer(array.data, np.dtype(array.dtype), offset=len(header))
+    return values.reshape(array.shape)
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()}, keep_input=True)
+    record = ArrayRecord()
+    for name, value in arrays.items():  # one by one: given a dictionary, the record would build every Array again
+        record[name] = _to_array(np.asarray(value))
+    return record
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    return {name: value.numpy() for name, value in record.items()}
+    """The arrays of a record, which may be views of it and not be written to."""
+    return {name: _from_array(value) for name, value in record.items()}
 
 
 def write_query(config: str, node: int) -> Message:
@@ -106,28 +155,40 @@ def _card(row: dict) -> SiteCard:
 def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Message:
     """`kind`: "train" or "evaluate". The record of weights may be shared by many messages."""
     fields = {
-        "site": order.site, "round": order.round, "split": order.split, "config": order.config,
-        "card": json.dumps(asdict(order.card)), "state-folder": order.state_folder,
+        "sites": list(order.sites), "round": order.round, "split": order.split, "config": order.config,
+        "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
+        "folder": order.folder,
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
 
 
+@lru_cache(maxsize=64)
+def _card_text(card: DomainCard) -> str:
+    return json.dumps(asdict(card))
+
+
+@lru_cache(maxsize=64)
+def _card_of_text(text: str) -> DomainCard:
+    return DomainCard.from_dict(json.loads(text))
+
+
 def read_order(message: Message) -> tuple[Order, Arrays]:
     record = message.content["order"]
-    card = DomainCard.from_dict(json.loads(str(record["card"])))
     order = Order(
-        str(record["site"]), int(record["round"]), card, str(record["config"]),
-        str(record["split"]), str(record["state-folder"]),
+        tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
+        str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
     )  # fmt: skip
     return order, from_record(message.content["weights"])
 
 
-def write_answer(site: str, arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float], order: Message) -> Message:
+def write_answer(answer: Answer, order: Message) -> Message:
+    """The reply that `read_answer` reads: its `num_bytes` and `problem` are the reader's."""
+    left_out = {"left-out": list(answer.left_out), "reasons": list(answer.left_out.values())}
     content = RecordDict({
-        "arrays": to_record(arrays),
-        "metrics": MetricRecord({name: float(value) for name, value in metrics.items()}),
-        "meta": ConfigRecord({"site": site}),
+        "arrays": to_record(answer.arrays),
+        "metrics": MetricRecord({name: [float(v) for v in values] for name, values in answer.metrics.items()}),
+        "meta": ConfigRecord({"sites": list(answer.sites), **left_out}),
     })  # fmt: skip
     return Message(content, reply_to=order)
 
@@ -136,13 +197,17 @@ def read_answer(reply: Message) -> Answer:
     """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`."""
     try:
         _raise_problem(reply)
-        record = reply.content["arrays"]
-        metrics = {name: float(value) for name, value in reply.content["metrics"].items()}
-        return Answer(str(reply.content["meta"]["site"]), from_record(record), metrics, record.count_bytes())
+        record, meta = reply.content["arrays"], reply.content["meta"]
+        sites = tuple(map(str, meta["sites"]))
+        metrics = {name: list(map(float, values)) for name, values in reply.content["metrics"].items()}
+        if any(len(values) != len(sites) for values in metrics.values()):
+            raise ValueError("its numbers are not one for each site")
+        left_out = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+        return Answer(sites, from_record(record), metrics, left_out, record.count_bytes())
     except FedfmError as error:
-        return Answer("", {}, {}, 0, error)
+        return Answer((), problem=error)
     except Exception as error:  # whatever a site sends must not end the run of the others
-        return Answer("", {}, {}, 0, errors.RunError(f"its answer cannot be read: {type(error).__name__}: {error}"))
+        return Answer((), problem=errors.RunError(f"its answer cannot be read: {type(error).__name__}: {error}"))
 
 
 def write_problem(error: FedfmError, message: Message) -> Message:

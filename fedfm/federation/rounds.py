@@ -8,49 +8,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
-from fedfm.arrays import Arrays, non_finite, sha256
+from fedfm.arrays import non_finite, sha256
 from fedfm.config import RunConfig
 from fedfm.errors import RunError, TooFewSitesError
-from fedfm.federation.asking import Packed, Sites
+from fedfm.federation.asking import Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, refuse_changed_data, save_cards
+from fedfm.federation.intake import Count, Intake
 from fedfm.federation.journal import Journal
+from fedfm.federation.packing import rows_of_domains
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
-from fedfm.federation.screening import reason_to_leave_out
 from fedfm.results.run_folder import Listen, RunFolder
-from fedfm.strategies import Update, make_strategy
-
-
-@dataclass
-class Count:
-    """What is counted while the updates of one round stream by. `loss` and `examples` are sums over the used ones."""
-
-    number: int
-    started: float
-    asked: int = 0
-    used: int = 0
-    dropped: int = 0
-    bytes_down: int = 0
-    bytes_up: int = 0
-    loss: float = 0.0
-    examples: int = 0
-
-    def row(self) -> dict[str, float | int | None]:
-        """The round's row of rounds.csv."""
-        return {
-            "round": self.number, "seconds": round(time.perf_counter() - self.started, 3),
-            "bytes_down": self.bytes_down, "bytes_up": self.bytes_up, "sites_asked": self.asked,
-            "sites_used": self.used, "sites_dropped": self.dropped,
-            "loss": self.loss / self.examples if self.examples else None,
-        }  # fmt: skip
+from fedfm.strategies import make_strategy
 
 
 class RoundLoop:
@@ -75,10 +51,12 @@ class RoundLoop:
     def _run(self) -> Scores:
         roll = enrol(self.grid, self.config, self.config.engine.timeout)
         start, names = first_weights(self.config, roll)
-        self.sites = Sites(self.grid, self.config, roll, names, self.journal)
         now = load_checkpoint(self.file)
         if now is not None:
             refuse_changed_data(roll, self.folder.info["sites"])
+        rows = rows_of_domains(self.config, roll, self.folder.info.get("sites_at_once"))
+        self.folder.update(sites_at_once=rows)
+        self.sites = Sites(self.grid, self.config, roll, names, self.journal, rows, self.strategy.each)
         largest = max((record.count_bytes() for record in self.sites.pack(start).values()), default=0)
         self.journal.announce(self.config, roll, largest, now.progress.round if now else None)
         for pattern in idle_patterns(self.config, roll):
@@ -99,7 +77,7 @@ class RoundLoop:
         count = Count(number=now.progress.round + 1, started=time.perf_counter())
         asked = sample_sites(self.sites.roll.site_domains(), self.config.sampling, self.config.seed, count.number)
         packed = self.sites.pack(now.weights)
-        updates = self._updates(asked, now.weights, packed, count)
+        updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked)
         weights, state = self.strategy.aggregate(now.weights, updates, now.state, self.domain_weights)
         minimum = self.config.sampling.minimum_sites
         if count.used < minimum:
@@ -114,37 +92,6 @@ class RoundLoop:
             mend = "run again with a lower strategy.server-learning-rate or local.learning-rate"
             raise RunError(what, mend=mend)
         return self._evaluate(replace(now, weights=weights, state=state), count)
-
-    def _updates(self, asked: list[str], weights: Arrays, packed: Packed, count: Count) -> Iterator[Update]:
-        """The usable updates of a round in order of site name, one at a time."""
-        limit = self.config.screening.max_norm
-        count.asked = len(asked)
-        count.bytes_down = sum(packed[self.sites.domain_of(site)].count_bytes() for site in asked)
-        for site, answer in self.sites.ask("train", asked, count.number, packed):
-            domain = self.sites.domain_of(site)
-            count.bytes_up += answer.num_bytes
-            told, local = answer.metrics, self.config.local_for(domain)
-            examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
-            expected = self.sites.expected(weights, site)
-            reason = str(answer.problem or "") or reason_to_leave_out(answer.arrays, expected, examples, limit)
-            if not reason and examples > (held := self.sites.roll.cards[site].num_train):
-                reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
-            if not reason and not math.isfinite(loss):
-                reason = "its training loss is not finite"
-            if "not finite" in reason:
-                rate = local.learning_rate
-                reason += f"; often the learning rate is too high (local.learning-rate = {rate:g} for {domain})"
-            if reason:
-                count.dropped += 1
-                self.journal.tell("update-left-out", round=count.number, site=site, domain=domain, reason=reason)
-                continue
-            examples = int(examples)
-            self.journal.warn_truncated(site, domain, told.get("truncated", 0.0), local.max_length)
-            self.journal.score(count.number, "site", site, domain, "train", {"loss": loss}, examples)
-            count.used += 1
-            count.loss += examples * loss
-            count.examples += examples
-            yield Update(site, domain, examples, answer.arrays, told)
 
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights, write the round's row, keep the weights if they are the best, save the checkpoint."""

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from fedfm.arrays import Arrays
 from fedfm.federation.asking import Sites
-from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics
+from fedfm.federation.messages import Answer
+from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, pool, unstack
 
 
 @dataclass
@@ -39,21 +40,25 @@ class Scores:
 
 
 def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
-    """Ask every site for its tally of `weights` on `split`; write site, domain and federation rows."""
-    journal, pooled = sites.journal, {}
-    for site, answer in sites.ask("evaluate", sorted(sites.roll.cards), round, sites.pack(weights), split):
-        domain = sites.domain_of(site)
-        card = sites.roll.domains[domain]
-        try:
-            if answer.problem:
-                raise answer.problem
-            tally = Tally.from_arrays(answer.arrays)
-            values = metrics(card.task, tally, card.labels)
-            pooled[domain] = pooled[domain] + tally if domain in pooled else tally
-        except Exception as error:  # a site that cannot score must not end the run of the others
-            journal.tell("warning", message=f"round {round}: no {split} score of site {site}: {error}")
-            continue
-        journal.score(round, "site", site, domain, split, values, tally.num_examples)
+    """Ask the sites for their tallies of `weights` on `split`; write site, domain and federation rows."""
+    journal, counted = sites.journal, {}
+    for answer in sites.evaluate(round, sites.pack(weights), split):
+        domain = sites.domain_of(answer.sites[0])
+        tallies, unscored = _tallies(answer)
+        rows = []
+        for site, tally in tallies.items():
+            card = sites.roll.domains[domain]
+            try:
+                values = metrics(card.task, tally, card.labels)
+                counted.setdefault(domain, []).append(tally)
+            except Exception as error:  # a site that cannot score must not end the run of the others
+                unscored[site] = str(error)
+                continue
+            rows.append((site, domain, split, values, tally.num_examples))
+        journal.scores(round, "site", rows)
+        for site, reason in unscored.items():
+            journal.tell("warning", message=f"round {round}: no {split} score of site {site}: {reason}")
+    pooled = {domain: pool(tallies) for domain, tallies in counted.items()}
     scores = _pool(sites, pooled)
     for domain, values in scores.by_domain.items():
         journal.score(round, "domain", domain, domain, split, values, pooled[domain].num_examples)
@@ -61,6 +66,18 @@ def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
     summary = {"mean": scores.mean, "worst": scores.worst}
     journal.score(round, "federation", "federation", "", split, summary, examples)
     return scores
+
+
+def _tallies(answer: Answer) -> tuple[dict[str, Tally], dict[str, str]]:
+    """Site -> tally, and site -> why it has none."""
+    if answer.problem:
+        return {}, dict.fromkeys(answer.sites, str(answer.problem))
+    unscored = dict(answer.left_out)
+    scored = [site for site in answer.sites if site not in unscored]
+    try:
+        return dict(zip(scored, unstack(answer.arrays) if scored else [], strict=True)), unscored
+    except Exception as error:
+        return {}, unscored | dict.fromkeys(scored, f"its tally cannot be read: {type(error).__name__}: {error}")
 
 
 def _pool(sites: Sites, pooled: dict[str, Tally]) -> Scores:

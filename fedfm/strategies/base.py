@@ -18,7 +18,11 @@ State = dict[str, Any]  # Arrays and plain numbers: what a checkpoint can hold
 
 @dataclass(frozen=True)
 class Update:
-    """What a site sends: `delta` = trained - received, for the tensors it trained and shares."""
+    """What a site sends: `delta` = trained - received, for the tensors it trained and shares.
+
+    A simulation may hand over the sites of a pack as one update: their names joined by "+", their mean by examples as
+    `delta` (float64), the sum of their examples. A strategy that must see every site's own update says so by `each`.
+    """
 
     site: str
     domain: str
@@ -40,6 +44,7 @@ class Strategy(Protocol):
     """One algorithm, both halves."""
 
     summary: ClassVar[Summary]
+    each: ClassVar[bool]  # must `aggregate` see every site's own update (a median), or do means of some do (a mean)?
     server_learning_rate: float
 
     def start(self, weights: Arrays) -> State:

@@ -23,6 +23,7 @@ class FedAvg:
     """The baseline: mean of the sites' updates. `server_learning_rate`: eta_s; 1 replaces the weights by the mean."""
 
     summary: ClassVar[Summary] = Summary("McMahan et al. 2017, arxiv.org/abs/1602.05629", "all sites", "none", "1x")
+    each: ClassVar[bool] = False
     server_learning_rate: float = 1.0
 
     def start(self, weights: Arrays) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,38 +15,49 @@ from fedfm.training.metrics import Tally, tally_classification, tally_tags
 BATCH_SIZE = 64
 
 
-def evaluate(model: SiteModel, features: Features) -> Tally:
-    """Tally of the model in row 0 of its matrix on one split; words that the maximum length cut off count as "O"."""
-    logits, loss_sum = predict(model, features)
+def evaluate(model: SiteModel, splits: Sequence[Features]) -> list[Tally]:
+    """A tally of the model in row 0 of its matrix for each split; words that the maximum length cut off count as "O".
+
+    The splits may be those of many sites: their examples go through the model together.
+    """
     labels = model.card.labels
-    if model.card.task == "token-classification":
-        predicted = [word_tags(row, starts, labels) for row, starts in zip(logits, features.word_starts, strict=True)]
-        return tally_tags(predicted, features.word_labels, labels, loss_sum)
-    table = np.stack(logits) if logits else np.zeros((0, len(labels)))
     with_scores = model.card.task == "image-classification"
-    return tally_classification(softmax(table), np.asarray(features.labels), loss_sum, with_scores)
+    tallies = []
+    for features, (logits, losses) in zip(splits, predict(model, splits), strict=True):
+        loss_sum = float(losses.sum())
+        if model.card.task == "token-classification":
+            pairs = zip(logits, features.word_starts, strict=True)
+            predicted = [word_tags(row, starts, labels) for row, starts in pairs]
+            tallies.append(tally_tags(predicted, features.word_labels, labels, loss_sum))
+        else:
+            table = np.stack(logits) if logits else np.zeros((0, len(labels)))
+            tallies.append(tally_classification(softmax(table), np.asarray(features.labels), loss_sum, with_scores))
+    return tallies
 
 
 @torch.inference_mode()
-def predict(model: SiteModel, features: Features) -> tuple[list[np.ndarray], float]:
-    """Logits of each example, `[C]` or `[S, C]`, in the order of `features`, and the sum of the examples' losses.
+def predict(model: SiteModel, splits: Sequence[Features]) -> list[tuple[list[np.ndarray], np.ndarray]]:
+    """For each split the logits of its examples, `[C]` or `[S, C]`, and their losses `[N]`, in the split's order.
 
-    Examples go through the model in order of length, so that little of a batch is padding.
+    The examples of all splits go through the model together, in order of length: little of a batch is padding, and
+    sites with a few examples each do not cost a batch each.
     """
-    example = next(model.body.parameters())
     model.active.rows = 1
-    lengths = features.lengths()
+    example = model.head.weight  # what trains has the dtype of the inputs; a frozen body may have half of it
+    where = [(split, i) for split, features in enumerate(splits) for i in range(len(features))]
+    lengths = np.concatenate([features.lengths() for features in splits]) if where else np.zeros(0, np.int64)
+    results = [([np.empty(0)] * len(features), np.zeros(len(features))) for features in splits]
     order = np.argsort(lengths, kind="stable")
-    logits: list[np.ndarray] = [np.empty(0)] * len(features)
-    loss_sum = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(order), BATCH_SIZE):
-        indices = order[start : start + BATCH_SIZE]
-        batch = collate([(features, indices)], example.device, example.dtype)
+        numbers = order[start : start + BATCH_SIZE]
+        batch = collate([(splits[where[n][0]], np.array([where[n][1]])) for n in numbers], example.device, example.dtype)
         out = model(batch.inputs)
-        loss_sum += _example_losses(out, batch.labels).double().sum().cpu()
-        for i, row in zip(indices, out.cpu().numpy(), strict=True):
-            logits[i] = row[: lengths[i]] if row.ndim == 2 else row
-    return logits, float(loss_sum)
+        losses = _example_losses(out, batch.labels).double().cpu().numpy()
+        for n, row, loss in zip(numbers, out.cpu().numpy(), losses, strict=True):
+            split, i = where[n]
+            results[split][0][i] = row[: lengths[n]] if row.ndim == 2 else row
+            results[split][1][i] = loss
+    return results
 
 
 def _example_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -46,33 +46,61 @@ class Tally:
     scores: Arrays = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
-        """Raises ValueError when the two were not counted over the same labels."""
-        if _layout(self) != _layout(other):
-            raise ValueError(f"tallies over different labels do not add: {_layout(self)} and {_layout(other)}")
-        return Tally(
-            self.loss_sum + other.loss_sum,
-            self.num_examples + other.num_examples,
-            {name: count + other.counts[name] for name, count in self.counts.items()},
-            {name: _sort_rows(np.concatenate([rows, other.scores[name]])) for name, rows in self.scores.items()},
+        return pool([self, other])
+
+
+def pool(tallies: Sequence[Tally]) -> Tally:
+    """The tally of all examples together. Raises ValueError when not all were counted over the same labels."""
+    first = tallies[0]
+    if unlike := next((tally for tally in tallies if _layout(tally) != _layout(first)), None):
+        raise ValueError(f"tallies over different labels do not add: {_layout(first)} and {_layout(unlike)}")
+    return Tally(
+        sum(tally.loss_sum for tally in tallies),
+        sum(tally.num_examples for tally in tallies),
+        {name: np.sum([tally.counts[name] for tally in tallies], axis=0) for name in first.counts},
+        {name: _sort_rows(np.concatenate([tally.scores[name] for tally in tallies])) for name in first.scores},
+    )
+
+
+def stack(tallies: Sequence[Tally]) -> Arrays:
+    """The tallies of K sites of one domain in flat arrays, for a message.
+
+    `loss_sum` and `num_examples` [K]; `counts/<name>` [K, ...]; of scores, whose number differs from site to site,
+    `scores/<class>` holds all rows and `rows/<class>` [K] how many of them are each site's. Raises ValueError when
+    the sites did not count the same things.
+    """
+    if len({str(_layout(tally)) for tally in tallies}) > 1:
+        raise ValueError(f"tallies over different labels do not stack: {_layout(tallies[0])}, {_layout(tallies[-1])}")
+    first = tallies[0]
+    return {
+        "loss_sum": np.array([tally.loss_sum for tally in tallies], np.float64),
+        "num_examples": np.array([tally.num_examples for tally in tallies], np.int64),
+        **{f"counts/{name}": np.stack([tally.counts[name] for tally in tallies]) for name in first.counts},
+        **{f"scores/{name}": np.concatenate([tally.scores[name] for tally in tallies]) for name in first.scores},
+        **{f"rows/{name}": np.array([len(tally.scores[name]) for tally in tallies]) for name in first.scores},
+    }
+
+
+def unstack(arrays: Mapping[str, np.ndarray]) -> list[Tally]:
+    """What `stack` has stacked. Raises KeyError or ValueError where an array is missing or of another size."""
+    counts = {name.removeprefix("counts/"): array for name, array in arrays.items() if name.startswith("counts/")}
+    scores = {
+        name.removeprefix("scores/"): np.split(array, np.cumsum(arrays[name.replace("scores/", "rows/")])[:-1])
+        for name, array in arrays.items()
+        if name.startswith("scores/")
+    }
+    sizes = arrays["num_examples"]
+    if any(len(column) != len(sizes) for column in (arrays["loss_sum"], *counts.values(), *scores.values())):
+        raise ValueError("the arrays of the stacked tallies differ in their number of sites")
+    return [
+        Tally(
+            float(arrays["loss_sum"][k]),
+            int(sizes[k]),
+            {name: column[k] for name, column in counts.items()},
+            {name: parts[k] for name, parts in scores.items()},
         )
-
-    def to_arrays(self) -> Arrays:
-        """Flat names for a message: `loss_sum`, `num_examples`, `counts/...`, `scores/...`."""
-        return {
-            "loss_sum": np.asarray(self.loss_sum, np.float64),
-            "num_examples": np.asarray(self.num_examples, np.int64),
-            **{f"counts/{name}": count for name, count in self.counts.items()},
-            **{f"scores/{name}": rows for name, rows in self.scores.items()},
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Tally:
-        parts: dict[str, Arrays] = {"counts": {}, "scores": {}}
-        for name, array in arrays.items():
-            part, slash, inner = name.partition("/")
-            if slash:
-                parts[part][inner] = array
-        return cls(float(arrays["loss_sum"]), int(arrays["num_examples"]), **parts)
+        for k in range(len(sizes))
+    ]
 
 
 def tally_classification(probabilities: np.ndarray, labels: np.ndarray, loss_sum: float, with_scores: bool) -> Tally:

@@ -40,7 +40,7 @@ class TrainedModel:
         features = featurize(
             Examples(self.card.task, inputs, labels), load_body(self.config).tokenizer, local.max_length
         )
-        logits, _ = predict(self.model, features)
+        ((logits, _),) = predict(self.model, [features])
         tables = [softmax(row) for row in logits]
         if self.card.task != "token-classification":
             return tables

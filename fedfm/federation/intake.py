@@ -1,0 +1,140 @@
+"""What comes in while a round trains: answers of packs to usable updates, counted, journalled, one at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
+from fedfm.federation.asking import Packed, Sites
+from fedfm.federation.messages import Answer
+from fedfm.federation.screening import reason_to_leave_out
+from fedfm.strategies import Update
+
+
+@dataclass
+class Count:
+    """What is counted while the updates of one round stream by. `loss` and `examples` are sums over the used ones."""
+
+    number: int
+    started: float
+    asked: int = 0
+    used: int = 0
+    dropped: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    loss: float = 0.0
+    examples: int = 0
+
+    def row(self) -> dict[str, float | int | None]:
+        """The round's row of rounds.csv."""
+        return {
+            "round": self.number, "seconds": round(time.perf_counter() - self.started, 3),
+            "bytes_down": self.bytes_down, "bytes_up": self.bytes_up, "sites_asked": self.asked,
+            "sites_used": self.used, "sites_dropped": self.dropped,
+            "loss": self.loss / self.examples if self.examples else None,
+        }  # fmt: skip
+
+
+class Intake:
+    """The updates of one round. `weights` are those that were sent out, `packed` the records that carried them."""
+
+    def __init__(self, sites: Sites, config: RunConfig, weights: Arrays, packed: Packed, count: Count):
+        self.sites, self.config, self.weights = sites, config, weights
+        self.packed, self.count = packed, count
+
+    def updates(self, asked: list[str]) -> Iterator[Update]:
+        """The usable updates of the sites `asked`, in order of packs."""
+        count = self.count
+        count.asked = len(asked)
+        count.bytes_down = sum(self.packed[self.sites.domain_of(site)].count_bytes() for site in asked)
+        for answer in self.sites.train(asked, count.number, self.packed):
+            domain = self.sites.domain_of(answer.sites[0])
+            reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
+            sent = [site for site in answer.sites if site not in reasons]
+            size = self.packed[domain].count_bytes()  # of one site's update: a pack's mean stands for many
+            count.bytes_up += answer.num_bytes if len(answer.sites) == 1 else size * len(sent)
+            updates, refused = self._screened(answer, sent, domain)
+            self._leave_out(reasons | refused, domain)
+            self._journal(answer, [site for site in sent if site not in refused], domain)
+            yield from updates
+
+    def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
+        """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
+        told = {site: numbers_of(answer, site) for site in sent}
+        each = self.sites.each
+        try:
+            parts = _parts(answer.arrays, sent, each)
+        except (IndexError, ValueError, TypeError) as error:
+            return [], dict.fromkeys(sent, f"its tensors are not one for each site: {error}")
+        updates, refused = [], {}
+        for names, arrays in parts:
+            reasons = [self._reason(name, arrays, told[name], len(names) > 1) for name in names]
+            if first := next(filter(None, reasons), ""):
+                refused |= dict.fromkeys(names, self._hint(first, domain))
+                continue
+            examples = [int(told[name]["num-examples"]) for name in names]
+            metrics = told[names[0]]
+            if len(names) > 1:
+                losses = [told[name]["loss"] for name in names]
+                metrics = {"loss": float(np.average(losses, weights=examples))}
+            updates.append(Update("+".join(names), domain, sum(examples), arrays, metrics))
+        return updates, refused
+
+    def _reason(self, site: str, arrays: Arrays, told: Mapping[str, float], is_mean: bool) -> str:
+        expected = self.sites.expected(self.weights, site)
+        examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
+        dtype = np.dtype(np.float64) if is_mean else None
+        reason = reason_to_leave_out(arrays, expected, examples, loss, self.config.screening.max_norm, dtype)
+        held = self.sites.roll.cards[site].num_examples("train")
+        if not reason and examples > held:
+            reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
+        return reason
+
+    def _hint(self, reason: str, domain: str) -> str:
+        if "not finite" not in reason:
+            return reason
+        rate = self.config.local_for(domain).learning_rate
+        return f"{reason}; often the learning rate is too high (local.learning-rate = {rate:g} for {domain})"
+
+    def _leave_out(self, reasons: Mapping[str, str], domain: str) -> None:
+        self.count.dropped += len(reasons)
+        for site, reason in reasons.items():
+            self.sites.journal.tell(
+                "update-left-out", round=self.count.number, site=site, domain=domain, reason=self._hint(reason, domain)
+            )
+
+    def _journal(self, answer: Answer, used: list[str], domain: str) -> None:
+        count, journal = self.count, self.sites.journal
+        rows = []
+        for site in used:
+            told = numbers_of(answer, site)
+            examples, loss = int(told["num-examples"]), told["loss"]
+            journal.warn_truncated(
+                site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length
+            )
+            rows.append((site, domain, "train", {"loss": loss}, examples))
+            count.used += 1
+            count.loss += examples * loss
+            count.examples += examples
+        journal.scores(count.number, "site", rows)
+
+
+def numbers_of(answer: Answer, site: str) -> dict[str, float]:
+    """What an answer tells of one of its sites."""
+    place = answer.sites.index(site)
+    return {name: values[place] for name, values in answer.metrics.items()}
+
+
+def _parts(arrays: Arrays, sent: list[str], each: bool) -> list[tuple[list[str], Arrays]]:
+    """(sites, update) pairs: each site's own, or the one that stands for all of them."""
+    if not each:
+        return [(sent, arrays)] if sent else []
+    if wrong := [name for name, stack in arrays.items() if len(stack) != len(sent)]:
+        raise ValueError(f"{wrong[0]} has {len(arrays[wrong[0]])} rows for {len(sent)} sites")
+    return [([site], {name: stack[row] for name, stack in arrays.items()}) for row, site in enumerate(sent)]

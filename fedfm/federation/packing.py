@@ -1,0 +1,83 @@
+"""Which sites share an order: packs of one domain, alike in steps and length, the same whoever works on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedfm.config import RunConfig
+from fedfm.federation.enrolment import Roll
+
+Pack = tuple[str, ...]
+EXAMPLES_OF_A_PACK = 2048  # to score at once: enough to fill batches, few enough to hold their logits
+SITES_OF_A_PACK = 256
+
+
+def rows_of_domains(config: RunConfig, roll: Roll, before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How many sites of each domain train at once: the number of engine.sites-at-once, or what `auto` finds.
+
+    `before`: what a run that goes on began with; other packs would mean other last digits.
+    """
+    if before:
+        return dict(before)
+    return dict.fromkeys(roll.domains, config.engine.sites_at_once)
+
+
+def packs_to_train(sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int]) -> list[Pack]:
+    """Packs of at most `rows[domain]` sites, in order of their first names; packs of one where that is 1.
+
+    Sites that take steps together should end together, and pad their texts to like lengths: they are sorted by number
+    of steps, then by mean length of a text. Nothing but names, cards and configuration decides.
+    """
+
+    def alike(site: str) -> tuple[int, float, str]:
+        return -steps_of(site, roll, config), -roll.cards[site].mean_words, site
+
+    packs = []
+    for domain, members in _by_node(sites, roll).items():
+        packs += _chunks(sorted(members, key=alike), rows[domain[0]])
+    return sorted(packs)
+
+
+def packs_to_score(sites: Iterable[str], roll: Roll, split: str, together: bool) -> list[Pack]:
+    """Packs whose examples go through the model together; each site alone where not `together`."""
+    packs = []
+    for members in _by_node(sites, roll).values():
+        pack: list[str] = []
+        examples = 0
+        for site in sorted(members):
+            held = roll.cards[site].num_examples(split)
+            full = examples + held > EXAMPLES_OF_A_PACK or len(pack) == SITES_OF_A_PACK or not together
+            if pack and full:
+                packs.append(tuple(pack))
+                pack, examples = [], 0
+            pack.append(site)
+            examples += held
+        packs.append(tuple(pack))
+    return sorted(packs)
+
+
+def steps_of(site: str, roll: Roll, config: RunConfig) -> int:
+    """Local steps of a site in a round."""
+    card = roll.cards[site]
+    local = config.local_for(card.domain)
+    return local.epochs * math.ceil(card.num_examples("train") / local.batch_size)
+
+
+def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
+    """Tokens that the steps of a pack read (of images: the tokens that they become)."""
+    local = config.local_for(roll.cards[pack[0]].domain)
+    lengths = {site: roll.cards[site].mean_words or config.body.image_tokens for site in pack}
+    return sum(steps_of(site, roll, config) * local.batch_size * lengths[site] for site in pack)
+
+
+def _by_node(sites: Iterable[str], roll: Roll) -> dict[tuple[str, int], list[str]]:
+    """(domain, node) -> its sites: an order goes to one node."""
+    members: dict[tuple[str, int], list[str]] = {}
+    for site in sites:
+        members.setdefault((roll.cards[site].domain, roll.nodes[site]), []).append(site)
+    return members
+
+
+def _chunks(sites: Sequence[str], size: int) -> list[Pack]:
+    return [tuple(sites[first : first + size]) for first in range(0, len(sites), size)]

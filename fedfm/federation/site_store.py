@@ -1,0 +1,29 @@
+"""What a site keeps to itself between rounds, on its own disk: one file a round, so that a run can go back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedfm.arrays import Arrays
+
+
+def save_private(folder: Path, site: str, round: int, tensors: Mapping[str, np.ndarray]) -> None:
+    """Keep a site's tensors of a round under `folder`; a kill leaves the whole file or none."""
+    from safetensors.numpy import save_file
+
+    place = folder / site
+    place.mkdir(parents=True, exist_ok=True)
+    fresh = place / f"{round:06d}.tmp"
+    save_file(dict(tensors), fresh)
+    fresh.replace(place / f"{round:06d}.safetensors")
+
+
+def read_private(folder: Path, site: str, last: int) -> Arrays | None:
+    """What the site kept in its latest round up to `last`; None where there is nothing."""
+    from safetensors.numpy import load_file
+
+    files = [file for file in sorted((folder / site).glob("*.safetensors")) if int(file.stem) <= last]
+    return load_file(files[-1]) if files else None
