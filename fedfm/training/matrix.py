@@ -44,13 +44,28 @@ class ClientMatrix:
         in_body = [name.startswith("body.") for name, (_, n, _) in self.columns.items() for _ in range(n)]
         self.body_columns = torch.tensor(in_body, device=example.device)
 
+    @property
+    def rows(self) -> int:
+        """How many sites it has room for."""
+        return len(self.theta)
+
     @torch.no_grad()
     def load(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write one site's tensors (all of them, named as in `columns`) into its row."""
-        for name, (first, count, _) in self.columns.items():
-            self.theta[row, first : first + count] = torch.from_numpy(np.ascontiguousarray(arrays[name])).flatten()
+        """Write some of a site's tensors, named as in `columns`, into its row."""
+        flat = self.theta[row]
+        for name, array in arrays.items():
+            first, count, _ = self.columns[name]
+            flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
+
+    @torch.no_grad()
+    def spread(self, row: int, rows: int) -> None:
+        """Copy one row to the first `rows` rows."""
+        self.theta[:rows] = self.theta[row].clone()
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         """A copy of one site's tensors."""
-        values = self.theta[row].detach().cpu().numpy()
-        return {name: values[f : f + n].reshape(shape).copy() for name, (f, n, shape) in self.columns.items()}
+        return self.unflatten(self.theta[row].detach().cpu().numpy().copy())
+
+    def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """A row `[P]` by tensor name, as views of it."""
+        return {name: vector[f : f + n].reshape(shape) for name, (f, n, shape) in self.columns.items()}
