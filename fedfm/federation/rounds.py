@@ -7,6 +7,7 @@ It knows a `Grid` and nothing of the engine below it.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -46,7 +47,10 @@ class RoundLoop:
         where the run cannot go on.
         """
         with self.folder.lock():
-            return self._run()
+            try:
+                return self._run()
+            finally:
+                shutil.rmtree(self.folder.path / "cache", ignore_errors=True)  # what the sites' processes kept there
 
     def _run(self) -> Scores:
         roll = enrol(self.grid, self.config, self.config.engine.timeout)
@@ -94,8 +98,9 @@ class RoundLoop:
         return self._evaluate(replace(now, weights=weights, state=state), count)
 
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
-        """Score the new weights, write the round's row, keep the weights if they are the best, save the checkpoint."""
-        scores = score(self.sites, new.weights, count.number, "validation")
+        """Score the new weights if they are due, write the round's row, keep the best weights, save the checkpoint."""
+        is_due = count.number % self.config.evaluation.every == 0 or count.number == self.config.rounds
+        scores = score(self.sites, new.weights, count.number, "validation") if is_due else Scores()
         row, old = count.row(), new.progress
         progress = replace(
             old, round=count.number, seconds=old.seconds + row["seconds"],

@@ -7,7 +7,7 @@ wrap it, so that a test sees every real message, or spoils one, and everything e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,10 @@ class Spoiler:
         if message.metadata.message_type != self.kind:
             return reply
         order, _ = read_order(message)
-        if order.site != self.site or order.round != self.round:
+        if order.sites != (self.site,) or order.round != self.round:
             return reply
         answer = read_answer(reply)
-        return write_answer(order.site, self.spoil(answer.arrays), answer.metrics, message)
+        return write_answer(replace(answer, arrays=self.spoil(answer.arrays)), message)
 
 
 def with_names(names: dict[int, str]) -> NodeApp:

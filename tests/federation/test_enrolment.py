@@ -209,7 +209,7 @@ def test_sites_with_other_labels_agree_on_the_union_and_train(tmp_path):
 def test_the_labels_of_a_site_are_renumbered_to_the_union(tmp_path):
     """positive is 1 of 2 at bank-a and 2 of 3 in the federation: its training labels are 0 and 2."""
     from fedfm.domains import load_site
-    from fedfm.federation.site import _label_map
+    from fedfm.federation.site_data import _label_map
 
     config = tiny(
         tmp_path / "runs",

@@ -42,7 +42,7 @@ def test_a_site_is_sent_shared_and_its_own_group_and_nothing_frozen(tmp_path, tu
     train_federation(config, recorder)
     trained_sites = set()
     for order, down, up in recorder.of("train"):
-        trained_sites.add(order.site)
+        trained_sites.update(order.sites)
         assert {group_of(name) for name in down} <= {"shared", order.card.domain}
         assert up.keys() == down.keys()  # the change of what was sent, no more and no less
         if tuning != "full":
@@ -63,7 +63,7 @@ def test_an_image_site_and_a_text_site_are_sent_the_same_shared_tensors(tmp_path
     recorder = Recorder()
     train_federation(tiny(tmp_path, "rounds=2"), recorder)
     for number in (1, 2):
-        sent = {order.site: shared_of(down) for order, down, _ in recorder.of("train") if order.round == number}
+        sent = {order.sites[0]: shared_of(down) for order, down, _ in recorder.of("train") if order.round == number}
         reference = sent["medical-1"]
         assert reference
         assert len(sent) == 6

@@ -12,8 +12,8 @@ from fedfm.domains.card import DomainCard
 from fedfm.errors import DataError, Problem, RunError, UserError
 from fedfm.federation import messages
 from fedfm.federation.flower_private import take_identity
-from fedfm.federation.messages import Order, SiteCard
-from fedfm.training.metrics import metrics, tally_classification, tally_tags
+from fedfm.federation.messages import Answer, Order, SiteCard
+from fedfm.training.metrics import metrics, stack, tally_classification, tally_tags, unstack
 
 CARD = DomainCard("medical", "image-classification", ("benign", "malignant"), (3, 28, 28))
 ARRAYS = {
@@ -24,6 +24,7 @@ ARRAYS = {
     "medical/none": np.zeros((0, 4), np.float32),
     "medical/flag": np.array([True, False]),
 }
+ORDER = Order(("st-mary", "st-luke"), 4, CARD, '{"seed": 1}', "validation", 8, True, 17.5, "kept/here")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def _identity():
 
 
 def an_order(kind: str = "train") -> Message:
-    order = Order("st-mary", 4, CARD, '{"seed": 1}', "validation", "kept/here")
+    order = ORDER
     return messages.write_order(kind, order, messages.to_record(ARRAYS), node=7)
 
 
@@ -44,7 +45,7 @@ def test_arrays_keep_names_dtypes_shapes_and_bits():
 def test_an_order_is_read_as_it_was_written(kind):
     message = an_order(kind)
     order, arrays = messages.read_order(message)
-    assert order == Order("st-mary", 4, CARD, '{"seed": 1}', "validation", "kept/here")
+    assert order == ORDER
     assert sha256(arrays) == sha256(ARRAYS)
     assert message.metadata.message_type == kind
     assert message.metadata.dst_node_id == 7
@@ -52,10 +53,11 @@ def test_an_order_is_read_as_it_was_written(kind):
 
 
 def test_an_answer_is_read_as_it_was_written():
-    reply = messages.write_answer("st-mary", ARRAYS, {"loss": np.float32(0.5), "num-examples": 12}, an_order())
-    answer = messages.read_answer(reply)
-    assert (answer.site, answer.problem) == ("st-mary", None)
-    assert dict(answer.metrics) == {"loss": 0.5, "num-examples": 12.0}
+    told = {"loss": [np.float32(0.5), 0.25], "num-examples": [12, 3]}
+    sent = Answer(("st-mary", "st-luke"), ARRAYS, told, {"st-luke": "no data"})
+    answer = messages.read_answer(messages.write_answer(sent, an_order()))
+    assert (answer.sites, answer.left_out, answer.problem) == (sent.sites, {"st-luke": "no data"}, None)
+    assert dict(answer.metrics) == {"loss": [0.5, 0.25], "num-examples": [12.0, 3.0]}
     assert sha256(answer.arrays) == sha256(ARRAYS)
     assert answer.num_bytes > sum(array.nbytes for array in ARRAYS.values())  # values and their headers
 
@@ -111,7 +113,7 @@ def test_a_tally_of_classes_crosses_the_wire_and_adds_there():
         tally_classification(draw.dirichlet(np.ones(3), n), draw.integers(0, 3, n), 1.5 * n, with_scores=True)
         for n in (7, 0, 12)
     ]
-    crossed = [over_the_wire(tally) for tally in tallies]
+    crossed = over_the_wire(*tallies)
     labels = ("a", "b", "c")
     here, there = (metrics("image-classification", x + y + z, labels) for x, y, z in (tallies, crossed))
     assert here == there
@@ -123,10 +125,17 @@ def test_a_tally_of_tags_crosses_the_wire():
     true = [np.array([1, 2, 0, 3]), np.array([0, 0, 1])]
     guess = [np.array([1, 2, 0, 1]), np.array([0, 0, 1])]
     tally = tally_tags(guess, true, tags, 2.0)
-    assert metrics("token-classification", over_the_wire(tally), tags) == metrics("token-classification", tally, tags)
-    assert over_the_wire(tally).num_examples == 2
+    for crossed in over_the_wire(tally, tally):
+        assert metrics("token-classification", crossed, tags) == metrics("token-classification", tally, tags)
+        assert crossed.num_examples == 2
 
 
-def over_the_wire(tally):
-    reply = messages.write_answer("s", tally.to_arrays(), {"num-examples": tally.num_examples}, an_order("evaluate"))
-    return type(tally).from_arrays(messages.read_answer(reply).arrays)
+def test_an_answer_has_one_number_for_each_site():
+    answer = messages.read_answer(messages.write_answer(Answer(("a", "b"), {}, {"loss": [0.5]}), an_order()))
+    assert "its numbers are not one for each site" in str(answer.problem)
+
+
+def over_the_wire(*tallies):
+    sites = tuple(f"s{i}" for i in range(len(tallies)))
+    reply = messages.write_answer(Answer(sites, stack(tallies)), an_order("evaluate"))
+    return unstack(messages.read_answer(reply).arrays)

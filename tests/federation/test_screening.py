@@ -48,9 +48,9 @@ CASES = {
 def test_a_bad_update_is_named_with_its_reason(case):
     """The norm of ten ones is sqrt(10) = 3.162; of six times 3e38, sqrt(6) * 3e38 = 7.348e38."""
     update, examples, limit, reason = CASES[case]
-    assert reason_to_leave_out(update, SENT, examples, limit) == reason
+    assert reason_to_leave_out(update, SENT, examples, 0.5, limit) == reason
 
 
 @pytest.mark.parametrize("limit", [0.0, 3.2])
 def test_a_good_update_passes(limit):
-    assert reason_to_leave_out(delta(), SENT, 1, limit) == ""
+    assert reason_to_leave_out(delta(), SENT, 1, 0.5, limit) == ""

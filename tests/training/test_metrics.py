@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from seqeval.scheme import IOB2
 
 from fedfm.arrays import num_bytes
-from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, tally_classification, tally_tags
+from fedfm.training.metrics import (
+    PRIMARY,
+    Tally,
+    classification_report,
+    metrics,
+    stack,
+    tally_classification,
+    tally_tags,
+    unstack,
+)
 
 TAGS = ("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Dose")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -48,10 +57,10 @@ def words(ids: list[np.ndarray]) -> list[list[str]]:
 
 
 def assert_equal(left: Tally, right: Tally) -> None:
-    assert left.to_arrays().keys() == right.to_arrays().keys()
-    for name, array in left.to_arrays().items():
-        assert array.dtype == right.to_arrays()[name].dtype, name
-        np.testing.assert_array_equal(array, right.to_arrays()[name], err_msg=name)
+    assert stack([left]).keys() == stack([right]).keys()
+    for name, array in stack([left]).items():
+        assert array.dtype == stack([right])[name].dtype, name
+        np.testing.assert_array_equal(array, stack([right])[name], err_msg=name)
 
 
 @settings(max_examples=40, deadline=None)
@@ -182,10 +191,10 @@ def test_tallies_of_any_split_of_sentences_add(seed: int, cut: int) -> None:
 @pytest.mark.parametrize("with_scores", [True, False])
 def test_arrays_carry_a_tally(with_scores: bool) -> None:
     tally = tally_classification(*draw_classes(3, 20, 4), 1.25, with_scores)
-    assert_equal(Tally.from_arrays(tally.to_arrays()), tally)
+    assert_equal(unstack(stack([tally]))[0], tally)
     tags = tally_tags(*draw_tags(3, 5), TAGS, 0.5)
-    assert_equal(Tally.from_arrays(tags.to_arrays()), tags)
-    assert num_bytes(tally.to_arrays()) == 16 + 4 * 4 * 8 + with_scores * 20 * 4 * 4
+    assert_equal(unstack(stack([tags]))[0], tags)
+    assert num_bytes(stack([tally])) == 16 + 4 * 4 * 8 + with_scores * (20 * 4 * 4 + 4 * 8)
 
 
 def test_a_tally_forgets_the_order_of_its_examples() -> None:
