@@ -14,36 +14,44 @@ from torch import Tensor
 
 from fedfm.config import Task
 from fedfm.domains.examples import Examples
+from fedfm.models.ragged import Ragged, pad
 
 IGNORED = -100  # the label of a token that is not scored: a later part of a word, a special token, padding
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Activations at the cut below which nothing trains: `pooled [N, H]` texts, or the `hidden` states of each."""
+
+    pooled: np.ndarray | None = None
+    hidden: Ragged | None = None
 
 
 @dataclass(frozen=True)
 class Features:
     """One split of a site, ready for batches.
 
-    Images: `inputs` uint8 [N, C, h, w]; texts and words: N int64 arrays of token ids. `labels` int64 [N], or for
-    token classification N int64 arrays, one label for each token. `word_labels` and `word_starts`: for each sentence
-    the tag of each word and the token that stands for it, -1 where the word was cut off. `truncated`: share of texts
-    that lost tokens to the maximum length.
+    Images: `inputs` uint8 [N, C, h, w]; texts and words: the token ids of N texts. `labels` int64 [N], or for token
+    classification one label for each token. `word_labels` and `word_starts`: for each sentence the tag of each word
+    and the token that stands for it, -1 where the word was cut off. `truncated`: share of texts that lost tokens to the
+    maximum length. `frozen`: what the layers that do not train make of each text, where that is kept (models.frozen).
     """
 
     task: Task
-    inputs: np.ndarray | Sequence[np.ndarray]
-    labels: np.ndarray | Sequence[np.ndarray]
-    word_labels: Sequence[np.ndarray] = ()
-    word_starts: Sequence[np.ndarray] = ()
+    inputs: np.ndarray | Ragged
+    labels: np.ndarray | Ragged
+    word_labels: Ragged | None = None
+    word_starts: Ragged | None = None
     truncated: float = 0.0
     pad_id: int = 0
+    frozen: Frozen | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [N] (images: 0, they are all alike)."""
-        if self.task == "image-classification":
-            return np.zeros(len(self), np.int64)
-        return np.array([len(ids) for ids in self.inputs], np.int64)
+        return self.inputs.lengths if isinstance(self.inputs, Ragged) else np.zeros(len(self), np.int64)
 
 
 @dataclass(frozen=True)
@@ -60,18 +68,18 @@ def featurize(examples: Examples, tokenizer, max_length: int) -> Features:
     if examples.task == "image-classification":
         return Features(examples.task, examples.inputs.transpose(0, 3, 1, 2), np.asarray(examples.labels))
     if not len(examples):
-        return Features(examples.task, (), np.zeros(0, np.int64))
+        return Features(examples.task, Ragged.of([]), np.zeros(0, np.int64))
     split = examples.task == "token-classification"
     texts = [list(words) for words in examples.inputs] if split else list(examples.inputs)
     encoded = tokenizer(texts, truncation=True, max_length=max_length, is_split_into_words=split)
-    ids = [np.asarray(row, np.int64) for row in encoded["input_ids"]]
+    ids = Ragged.of(encoded["input_ids"])
     too_long = _truncated(encoded, tokenizer, texts, split, max_length)
     pad_id = tokenizer.pad_token_id or 0
     if not split:
         return Features(examples.task, ids, np.asarray(examples.labels), truncated=too_long, pad_id=pad_id)
     pairs = [_align(encoded.word_ids(i), tags) for i, tags in enumerate(examples.labels)]
-    labels, starts = zip(*pairs, strict=True)
-    return Features(examples.task, ids, labels, examples.labels, starts, too_long, pad_id)
+    labels, starts = (Ragged.of(part) for part in zip(*pairs, strict=True))
+    return Features(examples.task, ids, labels, Ragged.of(examples.labels), starts, too_long, pad_id)
 
 
 def _truncated(encoded, tokenizer, texts: list, split: bool, max_length: int) -> float:
@@ -102,44 +110,47 @@ def collate(
     A site with fewer examples than the largest is filled up with copies of weight 0. `draws[k]`, where given, is the
     generator of the site's image augmentation.
     """
-    size = max(len(indices) for _, indices in rows)
+    sizes = np.array([len(indices) for _, indices in rows])
+    size = sizes.max()
+    real = np.arange(size) < sizes[:, None]
     task = rows[0][0].task
-    padded = [np.concatenate([i, np.repeat(i[:1], size - len(i))]) for _, i in rows]
-    real = [np.arange(size) < len(i) for _, i in rows]
+    if not real.all():
+        rows = [(own, np.concatenate([i, np.repeat(i[:1], size - len(i))])) for own, i in rows]
     if task == "image-classification":
-        pixels = [features.inputs[indices] for features, indices in rows]
-        if len(draws):  # before filling up: a site draws for its own examples, whoever trains beside it
-            pixels = [augment(own, draw) for own, draw in zip(pixels, draws, strict=True)]
-        filled = [np.concatenate([own, np.repeat(own[:1], size - len(own), axis=0)]) for own in pixels]
-        inputs = {"images": torch.from_numpy(np.concatenate(filled)).to(device).to(dtype) / 255}
+        inputs = _images(rows, sizes, draws, device, dtype)
     else:
-        inputs = _pad_texts(
-            [f.inputs[j] for (f, _), i in zip(rows, padded, strict=True) for j in i], rows[0][0].pad_id, device
-        )
+        inputs = _texts(rows, device)
     if task == "token-classification":
-        labels = _pad([f.labels[j] for (f, _), i in zip(rows, padded, strict=True) for j in i], IGNORED)
-        scored = (labels != IGNORED).reshape(len(rows), size, -1) & np.stack(real)[:, :, None]
+        labels, _ = pad([(own.labels, i) for own, i in rows], IGNORED)
+        real = (labels != IGNORED).reshape(len(rows), size, -1) & real[:, :, None]
     else:
-        labels = np.concatenate([f.labels[i] for (f, _), i in zip(rows, padded, strict=True)])
-        scored = np.stack(real)
-    flat = scored.reshape(len(rows), -1).astype(np.float64)
+        labels = np.concatenate([own.labels[i] for own, i in rows])
+    flat = real.reshape(len(rows), -1).astype(np.float64)
     weights = (flat / np.maximum(flat.sum(1, keepdims=True), 1)).reshape(labels.shape)
     return Batch(inputs, torch.from_numpy(labels).to(device), torch.from_numpy(weights).to(device).to(dtype))
 
 
-def _pad(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    table = np.full((len(rows), max(len(row) for row in rows)), value, np.int64)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = row
-    return table
+def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: np.ndarray, draws: Sequence, device, dtype):
+    pixels = [own.inputs[i] for own, i in rows]
+    if len(draws):  # a site draws for its own examples, whoever trains beside it
+        drawn = [augment(part[:n], draw) for part, n, draw in zip(pixels, sizes, draws, strict=True)]
+        pixels = [np.concatenate([new, part[len(new) :]]) for new, part in zip(drawn, pixels, strict=True)]
+    table = np.ascontiguousarray(np.concatenate(pixels))  # the pixels of a site may stand channels last
+    return {"images": torch.from_numpy(table).to(device).to(dtype) / 255}
 
 
-def _pad_texts(ids: Sequence[np.ndarray], pad_id: int, device: str) -> dict[str, Tensor]:
-    mask = _pad([np.ones(len(row), np.int64) for row in ids], 0)
-    return {
-        "input_ids": torch.from_numpy(_pad(ids, pad_id)).to(device),
-        "attention_mask": torch.from_numpy(mask).to(device),
-    }
+def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:
+    """`input_ids [N, S]`, or what frozen layers made of them, and, where there is padding, `attention_mask [N, S]`."""
+    first = rows[0][0]
+    if first.frozen is not None and first.frozen.pooled is not None:
+        return {"pooled": torch.from_numpy(np.concatenate([own.frozen.pooled[i] for own, i in rows])).to(device)}
+    if first.frozen is not None:
+        table, real = pad([(own.frozen.hidden, i) for own, i in rows], 0)
+        inputs = {"hidden": torch.from_numpy(table).to(device)}
+    else:
+        table, real = pad([(own.inputs, i) for own, i in rows], first.pad_id)
+        inputs = {"input_ids": torch.from_numpy(table).to(device)}
+    return inputs if real.all() else inputs | {"attention_mask": torch.from_numpy(real).to(device)}
 
 
 def augment(images: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -37,8 +37,9 @@ class RowModule(nn.Module, ABC):
         return self.active[0].rows
 
     def row(self, attribute: str) -> Tensor:
-        """The active rows of a parameter, `[k, *shape]`."""
-        return getattr(self, attribute)[: self.k]
+        """The active rows of a parameter, `[k, *shape]`; all of them without the cost of a slice and its gradient."""
+        rows = self._parameters[attribute]
+        return rows if len(rows) == self.k else rows[: self.k]
 
     def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
         """Make `rows [K, *shape]`, a view of the client matrix, the parameter `attribute`."""

@@ -33,6 +33,8 @@ class SiteModel(nn.Module):
         self.body = _same_tensors(body.model)
         norm = _embedding_norm(body)
         self.body.embeddings = _Entrance(self.body.embeddings)
+        layer_types = set(getattr(body.model.config, "layer_types", None) or ["full_attention"])
+        self.attends_alike = body.model.config._attn_implementation == "sdpa" and layer_types == {"full_attention"}
         if card.image_shape:
             kind, tokens = settings.image_adapter, settings.image_tokens
             (width,) = norm.normalized_shape  # of the embedding, which some bodies (ELECTRA) then project to H
@@ -42,15 +44,28 @@ class SiteModel(nn.Module):
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids` and `attention_mask [k*B, S]`."""
+        """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids [k*B, S]` and, with padding, `attention_mask`."""
         if "images" in inputs:
             hidden = self.body(inputs_embeds=self.adapter(inputs["images"])).last_hidden_state
             return self.head(hidden.mean(dim=1))
-        hidden = self.body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        hidden = self.body(input_ids=ids, attention_mask=self._for_body(mask)).last_hidden_state
         if self.card.task == "token-classification":
             return self.head(hidden)
-        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
+        if mask is None:
+            return self.head(hidden.sum(dim=1) / hidden.shape[1])
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        return self.head((hidden * weight).sum(dim=1) / weight.sum(dim=1))
+
+    def _for_body(self, mask: Tensor | None) -> Tensor | None:
+        """The mask as the body wants it: ready made where its layers all attend alike.
+
+        From a mask of two dimensions transformers makes that of four itself, for which it looks whether any token is
+        padding: on a GPU the wait for that answer is longer than a layer.
+        """
+        if mask is None or not self.attends_alike:
+            return mask if mask is None else mask.to(torch.int64)
+        return mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
     def rows(self) -> dict[str, RowModule]:
         """Every module that trains, by its dotted name, in a fixed order."""

@@ -34,7 +34,9 @@ class SiteWork:
 
 def keyed_generator(seed: int, purpose: str, round: int = 0, site: str = "") -> np.random.Generator:
     """The generator of one purpose in one round at one site; no draw of another can move it."""
-    return np.random.default_rng([seed, round, *f"{purpose}/{site}".encode()])
+    words = [seed, round, *f"{purpose}/{site}".encode()]
+    # numpy takes a list apart number by number; an array of what that comes to is the same key in a third of the time
+    return np.random.default_rng(np.array(words, np.uint32) if seed < 2**32 else words)
 
 
 def fit(
