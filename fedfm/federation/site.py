@@ -108,7 +108,7 @@ class _Workbench:
 
         self.model = build_model(config, card, pick_device(config))
         self.matrix = ClientMatrix(self.model, rows)
-        self.tokenizer = load_body(config).tokenizer
+        self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
 
 
@@ -136,7 +136,7 @@ def _cached_workbench(config: str, card: DomainCard, rows: int) -> _Workbench:
 
 
 def _features(order: Order, site: str, split: str, bench: _Workbench):
-    return site_features(order.config, order.card, site, split, bench.tokenizer)
+    return site_features(order, site, split, bench.model, bench.body)
 
 
 def _private_names(order: Order, bench: _Workbench) -> list[str]:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Context
 
-from fedfm.config import RunConfig, load_config
+from fedfm.config import RunConfig, Task, load_config
 from fedfm.domains import Dataset, forget_sources, label_counts, load_site
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError
-from fedfm.federation.messages import SiteCard
+from fedfm.federation.messages import Order, SiteCard
 
-CACHE_BYTES = 16 * 2**20  # features of recently used sites; the rest is made again when needed
+if TYPE_CHECKING:  # torch takes seconds to import, and a site that only tells its card needs none
+    from fedfm.models.body import Body
+    from fedfm.models.features import Features
+    from fedfm.models.site_model import SiteModel
+
+CACHE_BYTES = 16 * 2**20  # features of recently used sites; the rest waits on disk
 
 
 @lru_cache(maxsize=4)
@@ -54,28 +61,42 @@ def site_card(config: RunConfig, domain: str, site: str) -> SiteCard:
 
 
 class _FeatureCache:
-    """Features of recently used splits, at most `limit` bytes of them."""
+    """Features of recently used splits, at most `limit` bytes of them in memory; what must go is written to its file.
+
+    `on_disk` counts the bytes that frozen layers' activations take there.
+    """
 
     def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
-        self.kept: OrderedDict = OrderedDict()
+        self.limit, self.used, self.on_disk = limit, 0, 0
+        self.kept: OrderedDict[Hashable, tuple[Features, int, Path | None]] = OrderedDict()
 
-    def get(self, key, make: Callable):
+    def get(self, key: Hashable, file: Path | None, task: Task, make: Callable[[], Features]) -> Features:
+        """`file`: where they may be written to; None keeps them in memory only."""
+        from fedfm.models.feature_files import load_features, save_features
+
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key][0]
-        value = make()
-        size = int(getattr(value.inputs, "nbytes", 0)) or int(value.lengths().sum()) * 32
-        if size <= self.limit:
-            self.kept[key] = value, size
-            self.used += size
+        value = load_features(file, task) if file is not None and file.exists() else make()
+        size = num_bytes_of(value)
+        self.kept[key] = value, size, file
+        self.used += size
         while self.used > self.limit:
-            self.used -= self.kept.popitem(last=False)[1][1]
+            old, size, place = self.kept.popitem(last=False)[1]
+            self.used -= size
+            if place is not None and not place.exists():
+                save_features(place, old)
         return value
 
     def clear(self) -> None:
         self.kept.clear()
-        self.used = 0
+        self.used = self.on_disk = 0
+
+
+def num_bytes_of(features: Features) -> int:
+    """Memory that features hold, what is mapped from a file apart."""
+    parts = (features.inputs, features.labels, features.word_labels, features.word_starts)
+    return sum(part.values.nbytes if hasattr(part, "values") else part.nbytes for part in parts if part is not None)
 
 
 _CACHE = _FeatureCache(CACHE_BYTES)
@@ -87,12 +108,32 @@ def forget_data() -> None:
     _CACHE.clear()
 
 
-def site_features(config: str, card: DomainCard, site: str, split: str, tokenizer):
-    """One split of a site as Features, tokenised once. `config`: the run's configuration as JSON text."""
-    return _CACHE.get((config, card, site, split), lambda: _make(parse_config(config), card, site, split, tokenizer))
+def site_features(order: Order, site: str, split: str, model: SiteModel, body: Body) -> Features:
+    """One split of a site as Features, tokenised once in a run, with what frozen layers make of it where that is kept.
+
+    Raises DataError.
+    """
+    from fedfm.models.frozen import cache_key, freeze, frozen_below
+
+    config, domain = parse_config(order.config), order.card.domain
+    place = Path(order.folder) / "cache" / domain if order.folder else None
+    file = place and place / f"{site}-{split}.npz"
+    key = order.folder, order.config, order.card, site, split
+    features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order.card, site, split, body.tokenizer))
+    kind = frozen_below(model) if place and config.engine.feature_cache else ""
+    if not kind:
+        return features
+    max_length = config.local_for(domain).max_length
+    name = cache_key(body, config.body, kind, model.cut, max_length, config.engine.dtype)
+    file = place / f"{site}-{split}-{name}.npy"
+    is_new = not file.exists()
+    free = config.engine.feature_cache * 2**20 // config.engine.workers - _CACHE.on_disk
+    frozen = freeze(model, features, file, free)
+    _CACHE.on_disk += file.stat().st_size if is_new and file.exists() else 0
+    return frozen
 
 
-def _make(config: RunConfig, card: DomainCard, site: str, split: str, tokenizer):
+def _make(config: RunConfig, card: DomainCard, site: str, split: str, tokenizer) -> Features:
     from fedfm.models.features import featurize
 
     data = load_site(config, card.domain, site)

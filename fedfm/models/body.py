@@ -86,7 +86,7 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
         model = _redrawn(model, redraw_seed)
     if not hasattr(model, "embeddings"):
         raise ModelError(f'body "{name}" has no `embeddings` module, so images cannot enter it', mend=_KNOWN)
-    _keep_layers(model, 0 if weights == "none" else layers or len(_layers(model)), name)
+    _keep_layers(model, 0 if weights == "none" else layers or len(layer_stack(model)[1]), name)
     model.requires_grad_(False).eval().to(getattr(torch, dtype))
     return Body(model, tokenizer, weights_sha256(model))
 
@@ -176,18 +176,18 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """The list of Transformer layers: the ModuleList as long as the configuration says."""
+def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The Transformer layers and their name: the ModuleList as long as the configuration says."""
     from torch import nn
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return module
+            return name, module
     raise ModelError("cannot find the layers of this body", mend=_KNOWN)
 
 
 def _keep_layers(model: nn.Module, layers: int, name: str) -> None:
-    stack = _layers(model)
+    _, stack = layer_stack(model)
     if layers > len(stack):
         raise ModelError(
             f'body "{name}" has {len(stack)} layers', where=f"body.layers = {layers}", mend="layers=0: all"

@@ -19,7 +19,7 @@ from fedfm.config import BodyConfig, RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
-from fedfm.models.body import Body, load_body
+from fedfm.models.body import Body, layer_stack, load_body
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
 
 
@@ -40,22 +40,42 @@ class SiteModel(nn.Module):
             (width,) = norm.normalized_shape  # of the embedding, which some bodies (ELECTRA) then project to H
             self.adapter = ImageAdapter(self.active, kind, card.image_shape, width, tokens, norm)
         self.head = RowLinear(self.active, body.width, len(card.labels))
+        self.stack_name, self.stack = layer_stack(self.body)
+        self.cut = first_tuned_layer(settings, len(self.stack))
+        self.above = {str(i): layer for i, layer in enumerate(list(self.stack)[self.cut :])}
         _TUNINGS[settings.tuning](self, settings)
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids [k*B, S]` and, with padding, `attention_mask`."""
+        """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids [k*B, S]` and, with padding, `attention_mask`.
+
+        In place of `input_ids`, what the layers below `cut` make of them: `hidden [k*B, S, H]`, or, where no layer
+        trains, the `pooled [k*B, H]` texts.
+        """
         if "images" in inputs:
             hidden = self.body(inputs_embeds=self.adapter(inputs["images"])).last_hidden_state
             return self.head(hidden.mean(dim=1))
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        hidden = self.body(input_ids=ids, attention_mask=self._for_body(mask)).last_hidden_state
-        if self.card.task == "token-classification":
-            return self.head(hidden)
-        if mask is None:
-            return self.head(hidden.sum(dim=1) / hidden.shape[1])
-        weight = mask.unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * weight).sum(dim=1) / weight.sum(dim=1))
+        if "pooled" in inputs:
+            return self.head(inputs["pooled"])
+        mask = inputs.get("attention_mask")
+        hidden = self.above_cut(inputs["hidden"], mask) if "hidden" in inputs else self.encode(inputs)
+        return self.head(hidden if self.card.task == "token-classification" else mean_over_tokens(hidden, mask))
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Texts through the whole body: `[N, S, H]`."""
+        mask = self._for_body(inputs.get("attention_mask"))
+        return self.body(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+
+    def above_cut(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The states at the cut `[N, S, H]` through the layers above it; the body's own forward, with fewer layers."""
+        if not self.above:
+            return hidden
+        whole = self.stack._modules
+        self.stack._modules = self.above
+        try:
+            return self.body(inputs_embeds=hidden, attention_mask=self._for_body(mask)).last_hidden_state
+        finally:
+            self.stack._modules = whole
 
     def _for_body(self, mask: Tensor | None) -> Tensor | None:
         """The mask as the body wants it: ready made where its layers all attend alike.
@@ -71,6 +91,24 @@ class SiteModel(nn.Module):
         """Every module that trains, by its dotted name, in a fixed order."""
         found = {name.replace(".entrance.", "."): m for name, m in self.named_modules() if isinstance(m, RowModule)}
         return found | getattr(self, "whole", {})
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """`[N, S, H]` to `[N, H]`; mask: bool [N, S], None where every place holds a token."""
+    if mask is None:
+        return hidden.sum(dim=1) / hidden.shape[1]
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def first_tuned_layer(settings: BodyConfig, layers: int) -> int:
+    """How many layers from below stay as they are. Raises ModelError where body.trainable-layers does not fit."""
+    wanted, where = settings.trainable_layers, "body.trainable-layers"
+    if wanted > layers:
+        raise ModelError(f"the body has {layers} layers, not {wanted}", where=where, mend="0 tunes all of them")
+    if wanted and settings.tuning == "head":
+        raise ModelError('tuning "head" trains no layer', where=where, mend='body.tuning = "lora", or trainable-layers = 0')
+    return layers if settings.tuning == "head" else layers - (wanted or layers)
 
 
 def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> SiteModel:
@@ -140,6 +178,13 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), last, module)
 
 
+def _is_tuned(model: SiteModel, name: str) -> bool:
+    """Does the module of the body train? Not the embedding, and no layer below the cut."""
+    layer = name.removeprefix(f"{model.stack_name}.").partition(".")[0]
+    is_below = name.startswith(f"{model.stack_name}.") and int(layer) < model.cut
+    return not name.startswith("embeddings") and not is_below
+
+
 def _tune_head(model: SiteModel, settings: BodyConfig) -> None:
     """Nothing in the body trains."""
 
@@ -147,7 +192,7 @@ def _tune_head(model: SiteModel, settings: BodyConfig) -> None:
 def _tune_layernorm(model: SiteModel, settings: BodyConfig) -> None:
     """Every LayerNorm of the layers trains (the embedding's stays: images do not pass it)."""
     for name, module in list(model.body.named_modules()):
-        if isinstance(module, nn.LayerNorm) and not name.startswith("embeddings"):
+        if isinstance(module, nn.LayerNorm) and _is_tuned(model, name):
             _replace(model.body, name, RowLayerNorm(model.active, module))
 
 
@@ -156,7 +201,7 @@ def _tune_lora(model: SiteModel, settings: BodyConfig) -> None:
     linears = [
         (name, module)
         for name, module in model.body.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith("embeddings")
+        if isinstance(module, nn.Linear) and _is_tuned(model, name)
     ]
     wanted = set(settings.lora_targets)
     chosen = [(n, m) for n, m in linears if "all-linear" in wanted or n.rpartition(".")[2] in wanted]
@@ -170,11 +215,12 @@ def _tune_lora(model: SiteModel, settings: BodyConfig) -> None:
 
 
 def _tune_full(model: SiteModel, settings: BodyConfig) -> None:
-    """All of the body trains; the text embedding only where text passes it."""
+    """All of the body trains, or what stands above the cut; the text embedding only where text passes it."""
     whole = {}
     for name, module in model.body.named_modules():
-        unused = model.card.image_shape is not None and name.startswith("embeddings")
-        if not unused and next(module.parameters(recurse=False), None) is not None:
+        is_entrance = name.startswith("embeddings")
+        trains = model.card.image_shape is None and not model.cut if is_entrance else _is_tuned(model, name)
+        if trains and next(module.parameters(recurse=False), None) is not None:
             whole[f"body.{name}".replace(".entrance.", ".")] = Whole(model.active, module)
     object.__setattr__(model, "whole", whole)  # a table beside the module tree: the parameters stay where they are
 
