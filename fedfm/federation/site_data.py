@@ -116,7 +116,7 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     from fedfm.models.frozen import cache_key, freeze, frozen_below
 
     config, domain = parse_config(order.config), order.card.domain
-    place = Path(order.folder) / "cache" / domain if order.folder else None
+    place = Path(order.folder) / "cache" / domain if order.folder and Path(order.folder).is_dir() else None
     file = place and place / f"{site}-{split}.npz"
     key = order.folder, order.config, order.card, site, split
     features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order.card, site, split, body.tokenizer))

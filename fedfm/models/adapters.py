@@ -16,25 +16,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfm.errors import ModelError
-from fedfm.models.rows import Active, RowConv2d, RowGroupNorm, RowLayerNorm, RowPositions
+from fedfm.models.rows import Active, RowConv2d, RowGroupNorm, RowLayerNorm, RowLinear, RowPositions
 
 STEM_CHANNELS = 32
 
 
 class ImageAdapter(nn.Module):
-    """`[k*B, C, h, w]` in [0, 1] -> tokens `[k*B, S, H]`, S at most `tokens`."""
+    """`[k*B, C, h, w]` in [0, 1] -> tokens `[k*B, S, H]`, S at most `tokens`.
+
+    kind: "stem" or "patch", a grid of tokens with positions and a LayerNorm; "lenet", one token without either.
+    """
 
     def __init__(
         self, active: Active, kind: str, shape: tuple[int, int, int], width: int, tokens: int, norm: nn.LayerNorm
     ):
         super().__init__()
         channels, *size = shape
+        if kind == "lenet":
+            self.embed, self.is_grid = _lenet(active, channels, tuple(size), width), False
+            return
+        self.is_grid = True
         self.embed, grid = (_stem if kind == "stem" else _patches)(active, channels, tuple(size), width, tokens)
         self.positions = RowPositions(active, *grid, width)
         self.norm = RowLayerNorm(active, norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = self.embed((images - 0.5) * 4).permute(0, 2, 3, 1)
+        seen = self.embed((images - 0.5) * 4)
+        if not self.is_grid:
+            return seen[:, None]
+        grid = seen.permute(0, 2, 3, 1)
         return self.norm(self.positions(grid).flatten(1, 2))
 
 
@@ -59,6 +69,24 @@ def _patches(active: Active, channels: int, size: tuple[int, int], width: int, t
     grid = tuple(math.ceil(side / patch) for side in size)
     pad = _PadTo(grid[0] * patch - size[0], grid[1] * patch - size[1])
     return nn.Sequential(pad, RowConv2d(active, channels, width, patch, patch, 0)), grid
+
+
+def _lenet(active: Active, channels: int, size: tuple[int, int], width: int) -> nn.Sequential:
+    """The small CNN that the federated literature compares with, after LeCun, Bottou, Bengio, Haffner, 1998.
+
+    "Gradient-Based Learning Applied to Document Recognition", https://doi.org/10.1109/5.726791, with ReLU and maximum
+    pooling. With H = 84, no body (`weights = "none"`), 28x28 grey pixels and 10 classes it has 44,426 parameters.
+    """
+    if min(size) < 16:
+        what = f"images of {size[0]} x {size[1]} pixels are too small for it: it needs 16 a side"
+        raise ModelError(what, where='body.image-adapter = "lenet"', mend='body.image-adapter="stem", or image-size')
+    wide = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in size)
+    return nn.Sequential(
+        RowConv2d(active, channels, 6, 5, 1, 0), nn.ReLU(), nn.MaxPool2d(2),
+        RowConv2d(active, 6, 16, 5, 1, 0), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        RowLinear(active, wide, 120, math.sqrt(2 / wide)), nn.ReLU(),  # He et al. 2015, as the convolutions
+        RowLinear(active, 120, width, math.sqrt(2 / 120)), nn.ReLU(),
+    )  # fmt: skip
 
 
 class _PadTo(nn.Module):

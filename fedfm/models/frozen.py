@@ -107,6 +107,11 @@ class _Reached(Exception):
 @torch.inference_mode()
 def states_at_cut(model: SiteModel, inputs: dict[str, Tensor]) -> Tensor:
     """What the lowest layer that trains is given `[N, S, H]`; where none does, what the body gives."""
+    with torch.autocast(model.head.weight.device.type, torch.bfloat16, enabled=model.is_half):
+        return _states_at_cut(model, inputs)
+
+
+def _states_at_cut(model: SiteModel, inputs: dict[str, Tensor]) -> Tensor:
     if not model.above:
         return model.encode(inputs)
     caught: list[Tensor] = []

@@ -31,6 +31,9 @@ class SiteModel(nn.Module):
         self.active = Active()
         self.card = card
         self.body = _same_tensors(body.model)
+        self.frozen_dtype = next(body.model.parameters()).dtype
+        self.is_half = self.frozen_dtype == torch.bfloat16
+        self.dtype = torch.float32 if self.is_half else self.frozen_dtype  # of inputs, of what trains, of logits
         norm = _embedding_norm(body)
         self.body.embeddings = _Entrance(self.body.embeddings)
         layer_types = set(getattr(body.model.config, "layer_types", None) or ["full_attention"])
@@ -47,6 +50,13 @@ class SiteModel(nn.Module):
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits for `inputs` (see `logits`); a bfloat16 body computes under autocast, what trains stays float32."""
+        if not self.is_half:
+            return self.logits(inputs)
+        with torch.autocast(self.head.weight.device.type, torch.bfloat16):
+            return self.logits(inputs).float()
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """`inputs`: `images [k*B, C, h, w]` in [0, 1], or `input_ids [k*B, S]` and, with padding, `attention_mask`.
 
         In place of `input_ids`, what the layers below `cut` make of them: `hidden [k*B, S, H]`, or, where no layer
@@ -73,6 +83,7 @@ class SiteModel(nn.Module):
         whole = self.stack._modules
         self.stack._modules = self.above
         try:
+            hidden = hidden.to(self.frozen_dtype)
             return self.body(inputs_embeds=hidden, attention_mask=self._for_body(mask)).last_hidden_state
         finally:
             self.stack._modules = whole
@@ -119,7 +130,6 @@ def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> Sit
 def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
     """Start values of one row, name -> array, each drawn from a generator keyed by (seed, name)."""
     values = {}
-    dtype = next(model.body.parameters()).dtype
     for name, module in model.rows().items():
         for attribute in module.shapes:
             full = f"{name}.{attribute}"
@@ -127,7 +137,7 @@ def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
             key = full if full.startswith("body.") else f"{model.card.domain}/{full}"
             words = np.random.SeedSequence([seed, *key.encode()]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-            values[full] = module.start(attribute, generator).to(dtype).numpy().copy()
+            values[full] = module.start(attribute, generator).to(model.dtype).numpy().copy()
     return values
 
 

@@ -13,24 +13,27 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from fedfm.models.rows import Whole
 from fedfm.models.site_model import SiteModel
 
 
 class ClientMatrix:
-    """Theta and its gradient for K rows of a model.
+    """Theta and its gradient for K rows of a model; one row where it trains parts that know no rows (`Whole`).
 
+    What trains is float32 or float64, also where the frozen body is bfloat16.
     `columns`: name -> (first column, number of columns, shape). `body_columns [P]`: True where a column belongs to
     the body (heads and image adapters have a learning rate of their own).
     """
 
     def __init__(self, model: SiteModel, rows: int = 1):
+        rows = 1 if any(isinstance(module, Whole) for module in model.rows().values()) else rows
         if rows > 1:  # rows of a matrix are not dense tensors; torch says so once, and nothing is to be done about it
             warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
         example = next(model.body.parameters())
         slots = [(f"{n}.{a}", m, a, s) for n, m in model.rows().items() for a, s in m.shapes.items()]
         width = sum(math.prod(shape) for *_, shape in slots)
         self.model = model
-        self.theta = torch.zeros(rows, width, dtype=example.dtype, device=example.device)
+        self.theta = torch.zeros(rows, width, dtype=model.dtype, device=example.device)
         self.grad = torch.zeros_like(self.theta)
         self.columns: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         first = 0
