@@ -125,13 +125,23 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     RoundLoop(LocalGrid(app), config, folder, listen).run()
 
 
+def _ray(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
+    from fedfm.engines.ray_engine import run_on_ray
+
+    run_on_ray(config, folder, listen)
+
+
 def _flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     from fedfm.engines.flower import run_on_flower
 
     run_on_flower(config, folder, listen)
 
 
-ENGINES: dict[str, Callable[[RunConfig, RunFolder, Listen], None]] = {"local": _local, "flower": _flower}
+ENGINES: dict[str, Callable[[RunConfig, RunFolder, Listen], None]] = {
+    "local": _local,
+    "ray": _ray,
+    "flower": _flower,
+}
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

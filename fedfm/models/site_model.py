@@ -63,7 +63,8 @@ class SiteModel(nn.Module):
         trains, the `pooled [k*B, H]` texts.
         """
         if "images" in inputs:
-            hidden = self.body(inputs_embeds=self.adapter(inputs["images"])).last_hidden_state
+            tokens = self.adapter(inputs["images"]).to(self.frozen_dtype)
+            hidden = self.body(inputs_embeds=tokens).last_hidden_state
             return self.head(hidden.mean(dim=1))
         if "pooled" in inputs:
             return self.head(inputs["pooled"])

@@ -33,17 +33,20 @@ def _hardware() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _proc_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "accelerators": _accelerators(),
     }
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use, which a scheduler or a container can make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
 
 
 def _memory_bytes() -> int | None:
