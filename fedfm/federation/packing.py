@@ -20,7 +20,22 @@ def rows_of_domains(config: RunConfig, roll: Roll, before: Mapping[str, int] | N
     """
     if before:
         return dict(before)
-    return dict.fromkeys(roll.domains, config.engine.sites_at_once)
+    if config.engine.sites_at_once != "auto":
+        return dict.fromkeys(roll.domains, config.engine.sites_at_once)
+    return {domain: _auto(config, roll, domain) for domain in roll.domains}
+
+
+def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
+    from fedfm.federation.site import pick_device
+    from fedfm.models.site_model import build_model
+    from fedfm.training.budget import free_bytes, sites_at_once
+    from fedfm.training.matrix import ClientMatrix
+
+    device = pick_device(config)
+    model = ClientMatrix(build_model(config, roll.domains[domain], device)).model
+    words = [card.mean_words for card in roll.cards.values() if card.domain == domain]
+    free = free_bytes(device, config.engine.workers)
+    return sites_at_once(model, config.local_for(domain), sum(words) / len(words), free)
 
 
 def packs_to_train(sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int]) -> list[Pack]:
