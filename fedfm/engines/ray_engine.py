@@ -41,14 +41,14 @@ def run_on_ray(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     if not config.engine.address and config.engine.workers > cores:
         message = f"{config.engine.workers} workers share {cores} cores: engine.workers={cores} would be faster"
         listen(folder.event("warning", message=message))
-    _start_ray(config)
+    start_ray(config)
     try:
         RoundLoop(RayGrid(config), config, folder, listen).run()
     finally:
         ray.shutdown()  # of a cluster that was there before this only leaves
 
 
-def _start_ray(config: RunConfig) -> None:
+def start_ray(config: RunConfig) -> None:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}

@@ -30,7 +30,6 @@ from fedfm.config import Task
 from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
 
-
 NUMPY = "numpy.ndarray"  # Flower's name for arrays that travel as .npy files
 
 

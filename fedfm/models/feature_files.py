@@ -33,10 +33,7 @@ def save_features(file: Path, features: Features) -> None:
 def load_features(file: Path, task: Task) -> Features:
     """What `save_features` has written."""
     with np.load(file, allow_pickle=False) as stored:
-        parts = {
-            name: Ragged(stored[f"{name}.values"], stored[f"{name}.starts"])
-            if f"{name}.values" in stored
-            else stored[name] if name in stored else None
-            for name in PARTS
-        }  # fmt: skip
+        parts: dict[str, np.ndarray | Ragged] = {name: stored[name] for name in PARTS if name in stored}
+        ragged = [name for name in PARTS if f"{name}.values" in stored]
+        parts |= {name: Ragged(stored[f"{name}.values"], stored[f"{name}.starts"]) for name in ragged}
         return Features(task, **parts, truncated=float(stored["truncated"]), pad_id=int(stored["pad_id"]))

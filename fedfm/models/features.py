@@ -116,10 +116,8 @@ def collate(
     task = rows[0][0].task
     if not real.all():
         rows = [(own, np.concatenate([i, np.repeat(i[:1], size - len(i))])) for own, i in rows]
-    if task == "image-classification":
-        inputs = _images(rows, sizes, draws, device, dtype)
-    else:
-        inputs = _texts(rows, device)
+    is_image = task == "image-classification"
+    inputs = _images(rows, sizes, draws, device, dtype) if is_image else _texts(rows, device)
     if task == "token-classification":
         labels, _ = pad([(own.labels, i) for own, i in rows], IGNORED)
         real = (labels != IGNORED).reshape(len(rows), size, -1) & real[:, :, None]

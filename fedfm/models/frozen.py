@@ -100,7 +100,7 @@ def _states(model: SiteModel, features: Features) -> Iterator[tuple[np.ndarray, 
             yield indices, states_at_cut(model, batch.inputs).to(example.dtype), batch.inputs.get("attention_mask")
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 (not an error: it ends a forward pass early)
     """The first layer above the cut has been called."""
 
 

@@ -53,7 +53,10 @@ class RowModule(nn.Module, ABC):
 
 
 class RowLinear(RowModule):
-    """`x [k*B, ..., in] -> [k*B, ..., out]` with a weight and a bias for each site; `deviation`: of its start values."""
+    """`x [k*B, ..., in] -> [k*B, ..., out]` with a weight and a bias for each site.
+
+    `deviation`: standard deviation of the weight's start values.
+    """
 
     def __init__(self, active: Active, in_features: int, out_features: int, deviation: float = 0.02):
         super().__init__(active, {"weight": (out_features, in_features), "bias": (out_features,)})

@@ -119,7 +119,8 @@ def first_tuned_layer(settings: BodyConfig, layers: int) -> int:
     if wanted > layers:
         raise ModelError(f"the body has {layers} layers, not {wanted}", where=where, mend="0 tunes all of them")
     if wanted and settings.tuning == "head":
-        raise ModelError('tuning "head" trains no layer', where=where, mend='body.tuning = "lora", or trainable-layers = 0')
+        mend = 'body.tuning = "lora", or trainable-layers = 0'
+        raise ModelError('tuning "head" trains no layer', where=where, mend=mend)
     return layers if settings.tuning == "head" else layers - (wanted or layers)
 
 

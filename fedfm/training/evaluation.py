@@ -50,7 +50,8 @@ def predict(model: SiteModel, splits: Sequence[Features]) -> list[tuple[list[np.
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), BATCH_SIZE):
         numbers = order[start : start + BATCH_SIZE]
-        batch = collate([(splits[where[n][0]], np.array([where[n][1]])) for n in numbers], example.device, example.dtype)
+        rows = [(splits[where[n][0]], np.array([where[n][1]])) for n in numbers]
+        batch = collate(rows, example.device, example.dtype)
         out = model(batch.inputs)
         losses = _example_losses(out, batch.labels).double().cpu().numpy()
         for n, row, loss in zip(numbers, out.cpu().numpy(), losses, strict=True):

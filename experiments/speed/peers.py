@@ -1,0 +1,136 @@
+"""What the plain loop, stock Flower and pfl share: the model in plain torch and peft, and the sites' batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from workloads import DOMAIN, LABELS, Workload, prepare, site_names
+
+from fedfm.domains import load_site
+from fedfm.models.body import load_body
+from fedfm.models.features import featurize
+from fedfm.training.fit import SiteWork, batch_plan
+
+FOLDER = Path(os.environ.get("FEDFM_SPEED_FOLDER", "/tmp/fedfm-speed"))
+
+
+@dataclass(frozen=True)
+class SiteBatches:
+    """One site's round: (model inputs, labels) of every step."""
+
+    examples: int
+    batches: list[tuple[dict[str, torch.Tensor], torch.Tensor]]
+
+
+class TextModel(nn.Module):
+    """An encoder with LoRA, the mean over the tokens, a linear head: what fedfm trains, as peft users write it."""
+
+    def __init__(self, workload: Workload):
+        super().__init__()
+        body = load_body(prepare(workload, FOLDER)).model
+        layers = range(body.config.num_hidden_layers)
+        top = None if workload.trainable < 0 else list(layers)[-workload.trainable :]
+        if workload.trainable:
+            settings = LoraConfig(
+                r=workload.rank, lora_alpha=2 * workload.rank, lora_dropout=0.0, target_modules=["query", "value"],
+                layers_to_transform=top, layers_pattern="layer" if top else None,
+            )  # fmt: skip
+            body = get_peft_model(body, settings)
+        self.body = body
+        self.head = nn.Linear(body.config.hidden_size, len(LABELS), dtype=getattr(torch, workload.dtype))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return self.head((hidden * weight).sum(1) / weight.sum(1))
+
+
+class Net(nn.Module):
+    """The classic CNN of the federated literature (LeCun et al. 1998), 44,426 parameters."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(256, 120), nn.Linear(120, 84), nn.Linear(84, 10)
+        self.to(dtype)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.pool(torch.relu(self.conv1((images - 0.5) * 4)))
+        x = self.pool(torch.relu(self.conv2(x))).flatten(1)
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+
+
+CNN_NAMES = {"embed.0": "conv1", "embed.3": "conv2", "embed.7": "fc1", "embed.9": "fc2", "head": "fc3"}
+
+
+def fedfm_name(name: str) -> str:
+    """A parameter of these models -> its name in fedfm."""
+    for ours, theirs in CNN_NAMES.items():
+        if name.startswith(f"{theirs}."):
+            return f"{'' if ours == 'head' else 'adapter.'}{ours}.{name.partition('.')[2]}"
+    return name.replace("base_model.model.", "").replace(".default.weight", "")
+
+
+def make_model(workload: Workload, start: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model with the start weights (by fedfm's names), dropout off."""
+    model = Net(getattr(torch, workload.dtype)) if workload.is_image else TextModel(workload)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.copy_(torch.as_tensor(start[fedfm_name(name)]))
+    return model.eval()
+
+
+def start_state(workload: Workload) -> dict[str, torch.Tensor]:
+    """fedfm's own start weights, by its names."""
+    from fedfm.domains.card import DomainCard
+    from fedfm.models.site_model import build_model, start_weights
+
+    config = prepare(workload, FOLDER)
+    if workload.is_image:
+        card = DomainCard(DOMAIN, "image-classification", tuple("0123456789"), (1, 28, 28))
+    else:
+        card = DomainCard(DOMAIN, "text-classification", LABELS, None)
+    weights = start_weights(build_model(config, card), config.seed)
+    return {name: torch.from_numpy(value) for name, value in weights.items()}
+
+
+@lru_cache(maxsize=256)
+def _features(workload: Workload, site: str):
+    config = prepare(workload, FOLDER)
+    return featurize(load_site(config, DOMAIN, site).train, load_body(config).tokenizer, 64)
+
+
+def site_batches(workload: Workload, site: str, round: int) -> SiteBatches:
+    """One site's batches in the order in which fedfm takes them; texts padded to 64 where they are ragged."""
+    config, features = prepare(workload, FOLDER), _features(workload, site)
+    local = config.local_for(DOMAIN)
+    plan = batch_plan(features.lengths(), local, SiteWork(site, features, config.seed, round).generator("batches"))
+    return SiteBatches(len(features), [_tensors(workload, features, indices) for indices in plan])
+
+
+def _tensors(workload: Workload, features, indices: np.ndarray):
+    labels = torch.from_numpy(np.asarray(features.labels)[indices])
+    if workload.is_image:
+        images = torch.from_numpy(np.ascontiguousarray(features.inputs[indices]))
+        return {"images": images.to(getattr(torch, workload.dtype)) / 255}, labels
+    ids = torch.zeros(len(indices), 64 if workload.ragged else workload.length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, i in enumerate(indices):
+        tokens = torch.from_numpy(features.inputs[i])
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    return {"input_ids": ids, "attention_mask": mask}, labels
+
+
+def sites_batches(workload: Workload, round: int) -> list[SiteBatches]:
+    """All sites' batches of a round."""
+    return [site_batches(workload, site, round) for site in site_names(workload)]
