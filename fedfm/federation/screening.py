@@ -38,8 +38,7 @@ def reason_to_leave_out(
         return f"{sum(bad.values())} of {total} values are not finite, {count} of them in {name}"
     if not num_examples >= 1 or not np.isfinite(num_examples):
         return f"it says that it was trained on {num_examples:g} examples"
-    size = norm(delta)
-    if max_norm and size > max_norm:
+    if max_norm and (size := norm(delta)) > max_norm:
         return f"its norm is {size:.4g}, the limit (screening.max-norm) is {max_norm:g}"
     if not math.isfinite(loss):
         return "its training loss is not finite"

@@ -85,7 +85,7 @@ class RowLoRA(RowModule):
         self.base, self.scale = base, alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+        y = F.linear(x, self.base.weight, self.base.bias)
         low = torch.bmm(x.reshape(self.k, -1, x.shape[-1]), self.row("lora_A").transpose(1, 2))
         flat = y.view(self.k, -1, y.shape[-1])
         return torch.baddbmm(flat, low, self.row("lora_B").transpose(1, 2), alpha=self.scale).view(y.shape)
