@@ -21,7 +21,7 @@ FASTER_THAN = {  # (workload, engine, against): at least this ratio
     ("W4-2", "k8", "k8-uncached"): 0.95 * 8 / 4, ("W4-3", "k8", "k8-uncached"): 0.95 * 9 / 6,
 }  # fmt: skip
 OPERATORS_AT_MOST = {"W2t k8": 45, "W2t k32": 12}
-COST_AT_MOST = {"k1": 0.5, "auto": 0.5, "ray1": 2.0, "ray2": 2.0}  # milliseconds for an idle site
+COST_AT_MOST = {"auto": 0.5, "ray1": 2.0, "ray2": 2.0}  # milliseconds for an idle site
 EXACT = 1e-10
 
 

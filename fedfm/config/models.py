@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import tomli_w
@@ -172,8 +173,14 @@ class DomainConfig(Section):
         """
         if self.site:
             return tuple(sorted(site.name for site in self.site))
-        width = len(str(self.sites))
-        return tuple(f"{domain}-{number:0{width}d}" for number in range(1, self.sites + 1))
+        return _numbered(domain, self.sites)
+
+
+@lru_cache(maxsize=64)
+def _numbered(domain: str, sites: int) -> tuple[str, ...]:
+    """Made once: with ten thousand sites each of them asks for the names of all."""
+    width = len(str(sites))
+    return tuple(f"{domain}-{number:0{width}d}" for number in range(1, sites + 1))
 
 
 class RunsConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from fedfm.config import RunConfig
 from fedfm.federation.enrolment import Roll
@@ -33,9 +34,11 @@ def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
 
     device = pick_device(config)
     model = ClientMatrix(build_model(config, roll.domains[domain], device)).model
-    words = [card.mean_words for card in roll.cards.values() if card.domain == domain]
+    cards = [card for card in roll.cards.values() if card.domain == domain]
+    words = fmean(card.mean_words for card in cards)
+    examples = fmean(card.num_examples("train") for card in cards)
     free = free_bytes(device, config.engine.workers)
-    return sites_at_once(model, config.local_for(domain), sum(words) / len(words), free)
+    return sites_at_once(model, config.local_for(domain), words, examples, free)
 
 
 def packs_to_train(sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int]) -> list[Pack]:

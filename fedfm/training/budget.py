@@ -22,10 +22,12 @@ SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for optimiser states, grad
 MOST_ROWS = 128
 
 
-def sites_at_once(model: SiteModel, local: LocalConfig, mean_words: float, free_bytes: float) -> int:
+def sites_at_once(
+    model: SiteModel, local: LocalConfig, mean_words: float, mean_examples: float, free_bytes: float
+) -> int:
     """K of a domain; 1 where its model knows no rows. The same for the same arguments.
 
-    mean_words: of a training text. free_bytes: what the process may take on its device.
+    mean_words: of a training text. mean_examples: of a site. free_bytes: what the process may take on its device.
     """
     if any(isinstance(module, Whole) for module in model.rows().values()):
         return 1
@@ -34,7 +36,7 @@ def sites_at_once(model: SiteModel, local: LocalConfig, mean_words: float, free_
         length = max(1.0, height * width / PIXELS_OF_A_TOKEN)
     else:
         length = min(local.max_length, 1.5 * mean_words + 2)  # words fall into pieces, and the longest text counts
-    tokens = local.batch_size * length
+    tokens = min(local.batch_size, max(mean_examples, 1.0)) * length
     fill = TOKENS_THAT_FILL.get(model.head.weight.device.type, TOKENS_THAT_FILL["cpu"])
     held = SHARE_OF_MEMORY * free_bytes / bytes_of_a_token(model)
     return int(max(1, min(MOST_ROWS, fill // tokens, held // tokens)))
