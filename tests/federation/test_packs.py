@@ -1,0 +1,148 @@
+"""Packs: sites that share an order give what they give alone, whoever shares it, and bad ones stay out of the mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federation_helpers import IMAGES, TEXTS, WORDS, outcome, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedfm.engines.local import LocalGrid
+from fedfm.federation.client_app import app
+from fedfm.federation.enrolment import Roll
+from fedfm.federation.messages import SiteCard
+from fedfm.federation.packing import packs_to_score, packs_to_train, steps_of
+from fedfm.federation.rounds import RoundLoop
+from fedfm.results.run_folder import RunFolder
+from fedfm.strategies.fedavg import FedAvg
+
+
+def run_packed(config, node_app=app):
+    """On one node that holds all sites, as the local engine has it."""
+    folder = RunFolder.create(config)
+    RoundLoop(LocalGrid(node_app), config, folder).run()
+    return outcome(folder)
+
+
+def unequal(tmp_path, *overrides: str):
+    """Two, four and three sites of unequal sizes: unequal steps, ragged last batches."""
+    sizes = {"max-examples": 24, "partition": "quantity"}
+    domains = {
+        "medical": {**IMAGES, **sizes, "sites": 2},
+        "finance": {**TEXTS, **sizes, "sites": 4},
+        "ner": {**WORDS, **sizes, "sites": 3},
+    }
+    return tiny(tmp_path, "engine.dtype=float64", *overrides, **domains)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rows"), [("head", "3"), ("layernorm", "3"), ("lora", "2"), ("lora", "auto"), ("full", "3")]
+)
+def test_any_number_of_sites_at_once_gives_the_same_weights(tmp_path, tuning, rows):
+    """Float64 to 1e-10, with augmentation, FedProx and clipping."""
+    more = (f"body.tuning={tuning}", "strategy.name=fedprox", "local.clip-norm=1.0", "local.augment=true")
+    alone = run_packed(unequal(tmp_path, *more))
+    packed = run_packed(unequal(tmp_path, *more, f"engine.sites-at-once={rows}"))
+    assert alone.weights.keys() == packed.weights.keys()
+    for name, value in alone.weights.items():
+        np.testing.assert_allclose(packed.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
+    columns = ["bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped"]
+    assert packed.folder.rounds[columns].equals(alone.folder.rounds[columns])
+    left, right = (
+        run.folder.metrics.sort_values(["round", "scope", "name", "split", "metric"]) for run in (alone, packed)
+    )
+    np.testing.assert_allclose(left["value"], right["value"], atol=1e-9)
+
+
+def test_a_private_head_belongs_to_its_site_in_a_pack_too(tmp_path):
+    more = ('sharing."head*"=private',)
+    alone = run_packed(unequal(tmp_path, *more))
+    packed = run_packed(unequal(tmp_path, *more, "engine.sites-at-once=3"))
+    assert alone.private().keys() == packed.private().keys()
+    for name, value in alone.weights.items():
+        np.testing.assert_allclose(packed.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_a_strategy_that_must_see_each_update_gets_each(tmp_path, monkeypatch):
+    """The mean of the sites' own updates is the mean of the packs' means."""
+    seen = []
+    real = FedAvg.aggregate
+
+    def watching(self, weights, updates, state, domain_weights):
+        updates = list(updates)
+        seen.append([(update.site, update.num_examples) for update in updates])
+        return real(self, weights, iter(updates), state, domain_weights)
+
+    monkeypatch.setattr(FedAvg, "aggregate", watching)
+    means = run_packed(unequal(tmp_path, "engine.sites-at-once=3"))
+    assert any("+" in site for site, _ in seen[0])
+    monkeypatch.setattr(FedAvg, "each", True)
+    seen.clear()
+    each = run_packed(unequal(tmp_path, "engine.sites-at-once=3"))
+    assert sorted(site for site, _ in seen[0]) == sorted(each.folder.config.sites())
+    for name, value in means.weights.items():
+        np.testing.assert_allclose(each.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_a_site_that_diverges_stays_out_of_the_mean_of_its_pack(tmp_path, monkeypatch):
+    """Its row is poisoned after training; the others' mean is that of a federation without it."""
+    from fedfm.training import fit as fit_module
+
+    real = fit_module.fit
+
+    def poisoned(matrix, works, local, correct=None):
+        losses = real(matrix, works, local, correct)
+        for row, work in enumerate(works):
+            if work.site == "finance-2":
+                matrix.theta[row, 0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(fit_module, "fit", poisoned)
+    done = run_packed(unequal(tmp_path, "engine.sites-at-once=8"))
+    left_out = [(e["round"], e["site"], e["reason"]) for e in done.events("update-left-out")]
+    assert [(number, site) for number, site, _ in left_out] == [(1, "finance-2")]
+    assert all("not finite" in reason for *_, reason in left_out)
+    assert all(np.isfinite(value).all() for value in done.weights.values())
+    assert done.folder.rounds["sites_used"].tolist() == [0, 8]
+    alone = run_packed(unequal(tmp_path))
+    for name, value in alone.weights.items():
+        np.testing.assert_allclose(done.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
+
+
+def roll_of(sizes: dict[str, int], words: dict[str, float], nodes: dict[str, int]) -> Roll:
+    roll = Roll(nodes=nodes)
+    for site, size in sizes.items():
+        counts = {split: {"x": size} for split in ("train", "validation", "test")}
+        card = SiteCard(site, "finance", "text-classification", ("x",), None, counts, "s", "0", (), words[site])
+        roll.cards[site] = card
+    return roll
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, 400), st.tuples(st.integers(1, 90), st.integers(1, 3)), min_size=1),
+    st.integers(1, 9),
+)
+def test_packs_hold_every_site_once_and_none_is_too_large(tmp_path_factory, drawn, rows):
+    config = tiny(tmp_path_factory.getbasetemp(), finance=TEXTS)
+    sizes = {f"s{number:03d}": size for number, (size, _) in drawn.items()}
+    nodes = {f"s{number:03d}": node for number, (_, node) in drawn.items()}
+    roll = roll_of(sizes, dict.fromkeys(sizes, 5.0), nodes)
+    packs = packs_to_train(sizes, roll, config, {"finance": rows})
+    assert sorted(site for pack in packs for site in pack) == sorted(sizes)
+    assert all(len(pack) <= rows and len({nodes[site] for site in pack}) == 1 for pack in packs)
+    for pack in packs:  # whoever has most steps stands first
+        steps = [steps_of(site, roll, config) for site in pack]
+        assert steps == sorted(steps, reverse=True)
+    assert packs == packs_to_train(reversed(list(sizes)), roll, config, {"finance": rows})
+    scored = packs_to_score(sizes, roll, "test", together=True)
+    assert sorted(site for pack in scored for site in pack) == sorted(sizes)
+    assert packs_to_score(sizes, roll, "test", together=False) == [(site,) for site in sorted(sizes)]
+
+
+def test_texts_of_like_length_share_a_pack(tmp_path):
+    config = tiny(tmp_path, finance=TEXTS)
+    words = {"a": 5.0, "b": 40.0, "c": 6.0, "d": 41.0}
+    roll = roll_of(dict.fromkeys(words, 8), words, dict.fromkeys(words, 1))
+    assert packs_to_train(words, roll, config, {"finance": 2}) == [("c", "a"), ("d", "b")]
