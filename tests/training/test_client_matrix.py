@@ -8,6 +8,7 @@ from training_helpers import IMAGE, TAGS, TEXT, make_config, make_features, make
 
 from fedfm.strategies import make_strategy
 from fedfm.training.fit import SiteWork, batch_plan, fit
+from fedfm.training.matrix import ClientMatrix
 
 TOLERANCE = 1e-10
 
@@ -102,3 +103,84 @@ def test_length_buckets_hold_every_example_once_and_pad_less():
     for batches in (plan(True), plan(False)):
         assert sorted(np.concatenate(batches).tolist()) == list(range(40))
     assert lengths.sum() <= padded(plan(True)) < 1.15 * lengths.sum() < padded(plan(False))
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(1, 330), (8, 45), (32, 12)])
+def test_a_step_of_many_sites_takes_few_operators(tmp_path, rows, limit):
+    """The launch-bound twin of MiniLM: 6 layers, LoRA on query and value, 2 x 16 tokens; views are not counted."""
+    from training_helpers import operators_of_a_step, twin
+
+    assert operators_of_a_step(*twin(tmp_path, rows)) / rows <= limit
+
+
+def test_a_bfloat16_body_trains_as_a_float32_one_does():
+    """Losses within 1 %; what trains, and what leaves, is float32."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        for card in (TEXT, TAGS, IMAGE):
+            config = make_config(f"engine.dtype={dtype}", "local.batch-size=4", "local.epochs=3")
+            matrix = make_matrix(config, card, rows=2)
+            works = [SiteWork(f"s{i}", make_features(config, card, 8, i), 0, 1) for i in range(2)]
+            start = matrix.read(0)
+            losses[card.task, dtype] = fit(matrix, works, config.local)
+            assert all(value.dtype == np.float32 for value in matrix.read(0).values())
+            assert largest_difference(matrix.read(0), start) > 1e-4
+    for card in (TEXT, TAGS, IMAGE):
+        np.testing.assert_allclose(losses[card.task, "bfloat16"], losses[card.task, "float32"], rtol=0.01)
+
+
+def test_the_classic_cnn_is_the_classic_cnn(tmp_path):
+    """body.image-adapter = "lenet" with no layers and H = 84: 44,426 parameters, equal to torch's own after SGD."""
+    import torch
+    import torch.nn.functional as F
+    from training_helpers import save_body
+
+    from fedfm.domains.card import DomainCard
+    from fedfm.models.features import collate
+
+    card = DomainCard("digits", "image-classification", tuple("0123456789"), (1, 28, 28))
+    config = make_config(
+        f"body.name={save_body(tmp_path / 'b', 84, 1)}", "body.weights=none", "body.image-adapter=lenet",
+        "local.batch-size=4", "local.optimizer=sgd", "local.learning-rate=0.05", "local.head-learning-rate=0.05",
+    )  # fmt: skip
+    together = make_matrix(config, card, rows=3)
+    assert together.theta.shape[1] == 44_426
+    works = [SiteWork(f"s{i}", make_features(config, card, n, i), 0, 1) for i, n in enumerate((9, 4, 6))]
+    start = together.read(0)
+    fit(together, works, config.local)
+    for row, work in enumerate(works):
+        p = {name: torch.from_numpy(value).clone().requires_grad_() for name, value in start.items()}
+        for indices in batch_plan(work.features.lengths(), config.local, work.generator("batches")):
+            batch = collate([(work.features, indices)], "cpu", torch.float64)
+            x = (batch.inputs["images"] - 0.5) * 4
+            for layer in ("adapter.embed.0", "adapter.embed.3"):
+                x = F.max_pool2d(F.relu(F.conv2d(x, p[f"{layer}.weight"], p[f"{layer}.bias"])), 2)
+            x = x.flatten(1)
+            for layer in ("adapter.embed.7", "adapter.embed.9"):
+                x = F.relu(F.linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+            loss = F.cross_entropy(F.linear(x, p["head.weight"], p["head.bias"]), batch.labels)
+            gradients = torch.autograd.grad(loss, list(p.values()))
+            with torch.no_grad():
+                for value, gradient in zip(p.values(), gradients, strict=True):
+                    value -= 0.05 * gradient
+        expected = {name: value.detach().numpy() for name, value in p.items()}
+        assert largest_difference(together.read(row), expected) <= TOLERANCE
+
+
+def test_auto_fills_the_device_and_stays_within_memory(tmp_path):
+    from fedfm.training.budget import TOKENS_THAT_FILL, bytes_of_a_token, sites_at_once
+
+    plenty = 1e12
+    config = make_config("local.batch-size=8")
+    model = make_matrix(config, TEXT).model
+    a_token = bytes_of_a_token(model)
+    assert 1_000 < a_token < 1_000_000  # two layers of 128 features in float64
+    small, large = (sites_at_once(model, config.local, words, 100, plenty) for words in (4, 40))
+    assert small > large >= 1
+    assert small * 8 * (1.5 * 4 + 2) <= TOKENS_THAT_FILL["cpu"]
+    assert sites_at_once(model, config.local, 4, 2, plenty) > small  # sites with two examples fill less
+    assert sites_at_once(model, config.local, 4, 100, 2 * a_token * 8 * 8 * 3) == 3  # half of it holds three
+    assert sites_at_once(model, config.local, 4, 100, 1.0) == 1
+    full = ClientMatrix(make_matrix(make_config("body.tuning=full"), TEXT).model, 4)
+    assert full.rows == 1
+    assert sites_at_once(full.model, config.local, 4, 100, plenty) == 1

@@ -107,3 +107,60 @@ def plain_loop(
 def peft_name(name: str) -> str:
     """base_model.model.encoder.layer.0...lora_A.default.weight -> body.encoder.layer.0...lora_A"""
     return "body." + name.removeprefix("base_model.model.").removesuffix(".default.weight")
+
+
+def save_body(folder, width: int, layers: int):
+    """A BERT of one head with the built-in tokenizer, as a folder that `body.name` takes."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from fedfm.models.body import TINY_TOKENIZER
+
+    size = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(vocab_size=2560, **size)).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER).save_pretrained(folder)
+    return folder
+
+
+def twin(folder, rows: int):
+    """(matrix, four steps of work for each row, configuration) of a body whose arithmetic is next to nothing."""
+    from fedfm.models.ragged import Ragged
+    from fedfm.training.fit import SiteWork
+
+    config = make_config(
+        f"body.name={save_body(folder / 'twin', 12, 6)}", "body.lora-rank=2", 'body.lora-targets=["query","value"]',
+        "local.batch-size=2", "engine.dtype=float32",
+    )  # fmt: skip
+    matrix = ClientMatrix(build_model(config, TEXT), rows)
+    draw = np.random.default_rng(0)
+    works = []
+    for row in range(rows):
+        matrix.load(row, start_weights(matrix.model, 0))
+        ids = Ragged.of([draw.integers(5, 2000, 16) for _ in range(8)])
+        works.append(SiteWork(f"s{row}", Features("text-classification", ids, draw.integers(0, 3, 8)), 0, 1))
+    return matrix, works, config
+
+
+VIEWS = frozenset(
+    "view _unsafe_view t transpose expand detach unsqueeze squeeze select slice reshape permute as_strided alias empty "
+    "empty_like split unbind _reshape_alias lift_fresh".split()
+)
+
+
+def operators_of_a_step(matrix, works, config) -> float:
+    """aten operators of one of the four steps of all rows together, with its share of what happens once in a round."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from fedfm.training.fit import fit
+
+    class Count(TorchDispatchMode):
+        operators = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.operators += function._schema.name.split("::")[1] not in VIEWS
+            return function(*args, **(kwargs or {}))
+
+    with Count() as count:
+        fit(matrix, works, config.local)
+    return count.operators / 4
