@@ -122,6 +122,7 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     show: Annotated[bool, _option("--show", "print the whole configuration and stop")] = False,
+    profile: Annotated[bool, _option("--profile", "write and print where the time went (local engine)")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a federation; the last line printed is the folder of the run.
@@ -135,7 +136,12 @@ def run(
         print(engines.load_config(config, *(overrides or ())).to_toml(), end="")
         return
     with _stoppable(), Screen(quiet=quiet) as screen:
-        done = engines.run(config, *(overrides or ()), listen=screen.handle)
+        if profile:
+            done, taken = engines.run_profiled(config, *(overrides or ()), listen=screen.handle)
+        else:
+            done, taken = engines.run(config, *(overrides or ()), listen=screen.handle), {}
+    for name, seconds in sorted(taken.get("seconds", {}).items(), key=lambda item: -item[1]):
+        print(f"{name:10} {seconds:9.2f} s {seconds / taken['wall_seconds']:6.1%}")
     _print_folder(done.folder)
 
 

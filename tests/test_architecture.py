@@ -18,10 +18,11 @@ import fedfm
 ROOT = Path(fedfm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "config", "arrays"}
+GROUND = {"errors", "config", "arrays", "profiling"}
 MAY_IMPORT = {  # room -> the rooms that it may import, itself apart
     "errors": set(),
     "arrays": {"errors"},
+    "profiling": set(),
     "config": {"errors"},
     "domains": GROUND,
     "models": GROUND | {"domains"},

@@ -16,8 +16,10 @@ from fedfm.domains.formats.hub import is_hub_id
 from fedfm.domains.generated import generate_site
 from fedfm.domains.partition import partition_dataset
 from fedfm.errors import DataError
+from fedfm.profiling import phase
 
 
+@phase("load")
 def load_site(config: RunConfig, domain: str, site: str) -> Dataset:
     """The data of one site of a domain.
 

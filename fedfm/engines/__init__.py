@@ -1,5 +1,9 @@
-"""Where a run runs: `local` (this process), `flower` (`flwr run`: Flower's Ray simulation, or deployed sites)."""
+"""Where a run runs.
 
-from fedfm.engines.running import ENGINES, Run, load_config, resume, run
+`local`: this process; `ray`: workers on this machine or a cluster; `flower`: `flwr run`, that is Flower's own Ray
+simulation, or deployed sites.
+"""
 
-__all__ = ["ENGINES", "Run", "load_config", "resume", "run"]
+from fedfm.engines.running import ENGINES, Run, load_config, resume, run, run_profiled
+
+__all__ = ["ENGINES", "Run", "load_config", "resume", "run", "run_profiled"]

@@ -12,8 +12,9 @@ import pandas as pd
 
 from fedfm import config as config_module
 from fedfm.config import RunConfig
-from fedfm.errors import Problem
+from fedfm.errors import ConfigError, Problem
 from fedfm.models.body import check_body
+from fedfm.profiling import phase, profile
 from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import check_strategy
@@ -60,6 +61,7 @@ class Run:
         return RunFolder.open(self.folder).info
 
 
+@phase("load")
 def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str) -> RunConfig:
     """A configuration that this installation can run. Raises ConfigError with every problem."""
     data = source.to_dict() if isinstance(source, RunConfig) else source
@@ -75,6 +77,19 @@ def run(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, lis
     quiet_libraries()
     config = anchored(load_config(source, *overrides))
     return _run_in(RunFolder.create(config), config, listen)
+
+
+def run_profiled(
+    source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore
+) -> tuple[Run, dict[str, Any]]:
+    """As `run` on the local engine, and where the time went: `profile.json` and `timeline.json` in the run's folder."""
+    if load_config(source, *overrides).engine.name != "local":
+        what = "a profile is taken of one process"
+        raise ConfigError(what, where="--profile", mend='engine.name = "local"')
+    with profile() as taken:
+        done = run(source, *overrides, listen=listen)
+        taken.write(done.folder)
+        return done, taken.summary()
 
 
 def resume(folder: str | Path, listen: Listen = ignore) -> Run:
@@ -116,12 +131,13 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
 
 
 def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
-    from fedfm.engines.local import LocalGrid
-    from fedfm.federation.client_app import app
-    from fedfm.federation.rounds import RoundLoop
-    from fedfm.federation.site_data import forget_data
+    with phase("load"):
+        from fedfm.engines.local import LocalGrid
+        from fedfm.federation.client_app import app
+        from fedfm.federation.rounds import RoundLoop
+        from fedfm.federation.site_data import forget_data
 
-    forget_data()
+        forget_data()
     RoundLoop(LocalGrid(app), config, folder, listen).run()
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from fedfm.arrays import Arrays
 from fedfm.errors import RunError
+from fedfm.profiling import phase
 from fedfm.strategies.base import State
 
 
@@ -39,6 +40,7 @@ class Checkpoint:
     progress: Progress = field(default_factory=Progress)
 
 
+@phase("write")
 def save_checkpoint(file: Path, checkpoint: Checkpoint) -> None:
     """Write to a file beside it, flush to the disk, replace."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
 from fedfm.federation.exchange import exchange
 from fedfm.federation.messages import SiteCard, read_cards, write_query
+from fedfm.profiling import phase
 
 WAIT_SECONDS = 120.0
 
@@ -35,6 +36,7 @@ class Roll:
         return {site: self.cards[site].domain for site in sorted(self.cards)}
 
 
+@phase("load")
 def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECONDS) -> Roll:
     """Ask every node for its sites until all sites of the configuration are there.
 
@@ -126,6 +128,7 @@ def _tag_order(label: str) -> tuple[bool, str, str]:
     return (label != "O", kind if dash and prefix in "BI" else label, prefix)
 
 
+@phase("load")
 def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list[str]]]:
     """The weights of round 0 by grouped name, and for each domain the names that its sites are sent."""
     from fedfm.models.site_model import build_model, group_names, start_weights
@@ -146,6 +149,7 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
     return dict(sorted(weights.items())), names
 
 
+@phase("load")
 def idle_patterns(config: RunConfig, roll: Roll) -> list[str]:
     """The patterns of [sharing] that match no tensor of any domain, and so do nothing."""
     from fedfm.models.site_model import build_model

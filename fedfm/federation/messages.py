@@ -29,6 +29,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import Task
 from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
+from fedfm.profiling import phase
 
 NUMPY = "numpy.ndarray"  # Flower's name for arrays that travel as .npy files
 
@@ -113,6 +114,7 @@ def _from_array(array: Array) -> np.ndarray:
     return values.reshape(array.shape)
 
 
+@phase("move")
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     record = ArrayRecord()
     for name, value in arrays.items():  # one by one: given a dictionary, the record would build every Array again
@@ -151,6 +153,7 @@ def _card(row: dict) -> SiteCard:
     return SiteCard(**{**row, **lists, "image_shape": tuple(shape) if shape else None})
 
 
+@phase("move")
 def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Message:
     """`kind`: "train" or "evaluate". The record of weights may be shared by many messages."""
     fields = {
@@ -172,6 +175,7 @@ def _card_of_text(text: str) -> DomainCard:
     return DomainCard.from_dict(json.loads(text))
 
 
+@phase("move")
 def read_order(message: Message) -> tuple[Order, Arrays]:
     record = message.content["order"]
     order = Order(
@@ -181,6 +185,7 @@ def read_order(message: Message) -> tuple[Order, Arrays]:
     return order, from_record(message.content["weights"])
 
 
+@phase("move")
 def write_answer(answer: Answer, order: Message) -> Message:
     """The reply that `read_answer` reads: its `num_bytes` and `problem` are the reader's."""
     left_out = {"left-out": list(answer.left_out), "reasons": list(answer.left_out.values())}
@@ -192,6 +197,7 @@ def write_answer(answer: Answer, order: Message) -> Message:
     return Message(content, reply_to=order)
 
 
+@phase("move")
 def read_answer(reply: Message) -> Answer:
     """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`."""
     try:

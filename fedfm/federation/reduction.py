@@ -11,6 +11,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.federation.messages import Order
 from fedfm.federation.screening import reason_to_leave_out
+from fedfm.profiling import phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ class Reduction:
         self._sum: np.ndarray | None = None
         self._examples = 0
 
+    @phase("move")
     def add(self, sites: Sequence[tuple[str, int, float]], start: Tensor) -> dict[str, int]:
         """Take in the first rows of the matrix, for each (site, examples, loss); `start`: what they began with [k, P].
 

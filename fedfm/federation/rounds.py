@@ -26,6 +26,7 @@ from fedfm.federation.journal import Journal
 from fedfm.federation.packing import rows_of_domains
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
+from fedfm.profiling import phase
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import make_strategy
 
@@ -82,7 +83,8 @@ class RoundLoop:
         asked = sample_sites(self.sites.roll.site_domains(), self.config.sampling, self.config.seed, count.number)
         packed = self.sites.pack(now.weights)
         updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked)
-        weights, state = self.strategy.aggregate(now.weights, updates, now.state, self.domain_weights)
+        with phase("aggregate"):  # which takes the updates as they come: their own phases stop its clock
+            weights, state = self.strategy.aggregate(now.weights, updates, now.state, self.domain_weights)
         minimum = self.config.sampling.minimum_sites
         if count.used < minimum:
             what = (

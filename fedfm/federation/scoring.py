@@ -9,6 +9,7 @@ from statistics import fmean
 from fedfm.arrays import Arrays
 from fedfm.federation.asking import Sites
 from fedfm.federation.messages import Answer
+from fedfm.profiling import phase
 from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, pool, unstack
 
 
@@ -39,6 +40,7 @@ class Scores:
         return [score for score in self.primary.values() if not math.isnan(score)]
 
 
+@phase("evaluate")
 def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
     """Ask the sites for their tallies of `weights` on `split`; write site, domain and federation rows."""
     journal, counted = sites.journal, {}

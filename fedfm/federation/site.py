@@ -22,6 +22,7 @@ from fedfm.federation.messages import Answer, Order
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
 from fedfm.federation.site_store import read_private, save_private
+from fedfm.profiling import phase
 
 
 def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
@@ -147,6 +148,7 @@ def _store(order: Order) -> Path:
     return Path(order.folder) / "checkpoint" / "sites"
 
 
+@phase("move")
 def _load(order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str], bench: _Workbench):
     """Put what was received, and what each site keeps to itself, into the first rows; returns a copy of them [k, P]."""
     from fedfm.models.site_model import start_weights

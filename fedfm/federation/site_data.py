@@ -17,6 +17,7 @@ from fedfm.domains import Dataset, forget_sources, label_counts, load_site
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError
 from fedfm.federation.messages import Order, SiteCard
+from fedfm.profiling import phase
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a site that only tells its card needs none
     from fedfm.models.body import Body
@@ -44,6 +45,7 @@ def sites_of_node(config: RunConfig, context: Context) -> list[tuple[str, str]]:
     return list(sites.items())[part::parts]
 
 
+@phase("load")
 def site_card(config: RunConfig, domain: str, site: str) -> SiteCard:
     """Read and check the site's data and describe them. Raises DataError."""
     data = load_site(config, domain, site)

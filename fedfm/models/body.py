@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fedfm.config import RunConfig
 from fedfm.errors import ModelError, Problem, did_you_mean
+from fedfm.profiling import phase
 
 if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is there needs none of it
     from torch import nn
@@ -51,6 +52,7 @@ class Body:
         return table.num_embeddings - first
 
 
+@phase("load")
 def load_body(config: RunConfig) -> Body:
     """The body of a run, from this process's cache after the first time. Raises ModelError."""
     redraw = config.seed if config.body.weights == "random" else None

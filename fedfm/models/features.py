@@ -15,6 +15,7 @@ from torch import Tensor
 from fedfm.config import Task
 from fedfm.domains.examples import Examples
 from fedfm.models.ragged import Ragged, pad
+from fedfm.profiling import phase
 
 IGNORED = -100  # the label of a token that is not scored: a later part of a word, a special token, padding
 
@@ -63,6 +64,7 @@ class Batch:
     weights: Tensor  # like labels
 
 
+@phase("tokenise")
 def featurize(examples: Examples, tokenizer, max_length: int) -> Features:
     """Tokenise (or lay out) a split once; it is then cut into batches many times."""
     if examples.task == "image-classification":

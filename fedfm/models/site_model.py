@@ -21,6 +21,7 @@ from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
+from fedfm.profiling import phase
 
 
 class SiteModel(nn.Module):
@@ -127,6 +128,7 @@ def first_tuned_layer(settings: BodyConfig, layers: int) -> int:
     return layers if settings.tuning == "head" else layers - (wanted or layers)
 
 
+@phase("load")
 def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> SiteModel:
     """The model of one domain over this process's body; its rows are bound by a ClientMatrix. Raises ModelError."""
     return SiteModel(load_body(config), config.body, card).to(device)

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedfm.profiling import phase
 from fedfm.results.lines import shorten
 from fedfm.results.run_folder import RunFolder
 
@@ -54,6 +55,7 @@ class End:
     colour: str
 
 
+@phase("write")
 def draw_figures(folder: RunFolder) -> list[Path]:
     """Draw what the run has numbers for into `<run>/figures/`; return the files written.
 

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedfm.profiling import phase
 
+
+@phase("write")
 def replace_text(path: Path, text: str) -> None:
     """Write `text` to `path`; after a crash at any moment the file is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -26,6 +29,7 @@ def replace_text(path: Path, text: str) -> None:
             os.close(directory)
 
 
+@phase("write")
 def append_lines(path: Path, lines: str, header: str = "") -> None:
     """Append `lines` (each with its line end) in one write, after cutting off a torn last line.
 

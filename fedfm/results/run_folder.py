@@ -33,6 +33,7 @@ except ImportError:  # Windows
 
 from fedfm.config import RunConfig, load_config
 from fedfm.errors import FedfmError, UserError
+from fedfm.profiling import phase
 from fedfm.results.environment import environment
 from fedfm.results.files import append_lines, plain, replace_text, whole_lines
 
@@ -50,6 +51,7 @@ class RunFolder:
     path: Path
 
     @classmethod
+    @phase("write")
     def create(cls, config: RunConfig, root: Path | None = None) -> RunFolder:
         """A new folder `<root>/<YYYYmmdd-HHMMSS>-<strategy>-<id>` (local time) with config.toml and run.json.
 

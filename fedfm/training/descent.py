@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedfm.profiling import phase
 from fedfm.training.optimizers import Optimizer, clip_rows
 
 
@@ -19,6 +20,7 @@ class Correct(Protocol):
 
 
 @torch.no_grad()
+@phase("optimizer")
 def descend(
     theta: Tensor,
     grad: Tensor,

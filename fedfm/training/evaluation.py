@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from fedfm.models.features import IGNORED, Features, collate
 from fedfm.models.site_model import SiteModel
+from fedfm.profiling import phase
 from fedfm.training.metrics import Tally, tally_classification, tally_tags
 
 BATCH_SIZE = 64
 
 
+@phase("evaluate")
 def evaluate(model: SiteModel, splits: Sequence[Features]) -> list[Tally]:
     """A tally of the model in row 0 of its matrix for each split; words that the maximum length cut off count as "O".
 

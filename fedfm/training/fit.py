@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fedfm.config import LocalConfig
 from fedfm.models.features import IGNORED, Batch, Features, collate
+from fedfm.profiling import phase
 from fedfm.training.descent import Correct, descend
 from fedfm.training.matrix import ClientMatrix
 from fedfm.training.optimizers import make_optimizer
@@ -57,10 +58,13 @@ def fit(
     def backward(step: int, active: int) -> None:
         rows = [(works[i].features, plans[i][step]) for i in order[:active]]
         is_image = rows[0][0].task == "image-classification"
-        batch = collate(rows, device, dtype, draws[:active] if is_image else ())
+        with phase("move"):
+            batch = collate(rows, device, dtype, draws[:active] if is_image else ())
         matrix.model.active.rows = active
-        per_site = site_losses(matrix.model(batch.inputs), batch, active)
-        per_site.sum().backward()
+        with phase("forward"):
+            per_site = site_losses(matrix.model(batch.inputs), batch, active)
+        with phase("backward"):
+            per_site.sum().backward()
         losses[:active] += per_site.detach()
 
     rate = torch.full_like(matrix.theta[0], local.head_learning_rate)

@@ -27,16 +27,17 @@ def adamw(weight_decay: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, e
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, https://arxiv.org/abs/1711.05101."""
 
     def start(theta: Tensor) -> tuple[Tensor, ...]:
-        return torch.zeros_like(theta), torch.zeros_like(theta)
+        return torch.zeros_like(theta), torch.zeros_like(theta), torch.empty_like(theta)
 
     def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int) -> None:
-        m, v = (moment[: len(theta)] for moment in state)
+        m, v, change = (rows[: len(theta)] for rows in state)
         if weight_decay:
             theta.mul_(1 - rate * weight_decay)
         m.lerp_(grad, 1 - beta1)
         v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        scale = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
-        theta.sub_(m / scale * (rate / (1 - beta1**t)))
+        # into memory that is there: for many rows, fresh pages at every step take longer than the arithmetic
+        scale = torch.sqrt(v, out=change).div_((1 - beta2**t) ** 0.5).add_(eps)
+        theta.sub_(torch.div(m, scale, out=change).mul_(rate / (1 - beta1**t)))
 
     return Optimizer(start, step)
 
