@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict:
         from peers import fedfm_name
 
         sent = workload.sites * rounds
-        weights = {fedfm_name(name): value.numpy() for name, value in state.items()}
+        weights = {fedfm_name(name): value.to(torch.float64).cpu().numpy() for name, value in state.items()}
         return {"walls": walls, "cpus": cpus, "updates": sent, "expected": sent, "weights": weights}
     if engine.startswith("flower"):
         import flower_stock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -26,10 +27,10 @@ ENGINES = {
     "k1-buckets": ["local.length-buckets=true"],
     "k8-uncached": ["engine.sites-at-once=8", "engine.feature-cache=0"],
 }
-VIEWS = frozenset(
-    "view _unsafe_view t transpose expand detach unsqueeze squeeze select slice reshape permute as_strided alias empty "
-    "empty_like split unbind _reshape_alias lift_fresh".split()
-)
+VIEWS = {  # not counted: they launch nothing
+    "view", "_unsafe_view", "t", "transpose", "expand", "detach", "unsqueeze", "squeeze", "select", "slice", "reshape",
+    "permute", "as_strided", "alias", "empty", "empty_like", "split", "unbind", "_reshape_alias", "lift_fresh",
+}  # fmt: skip
 
 
 def run(workload: Workload, engine: str, rounds: int) -> dict:
@@ -45,7 +46,7 @@ def run(workload: Workload, engine: str, rounds: int) -> dict:
         done = fedfm.run(config, f"runs.folder={folder}", listen=listen)
         weights = load_file(Path(done.folder) / "model" / "weights.safetensors")
         used, rows = done.rounds["sites_used"].tolist()[1:], done.info["sites_at_once"]
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)][:-1]
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)][:-1]
     return {
         "walls": [wall for wall, _ in spans], "cpus": [cpu for _, cpu in spans], "updates": sum(used),
         "expected": workload.sites * rounds, "weights": {n.partition("/")[2]: v for n, v in weights.items()},

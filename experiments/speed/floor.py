@@ -26,6 +26,8 @@ def run(workload: Workload, start: Mapping[str, torch.Tensor], rounds: int) -> t
     for sites in batches:
         wall, cpu = time.perf_counter(), time.process_time()
         state = one_round(workload, model, trained, state, sites)
+        if next(iter(state.values())).is_cuda:  # what was launched must have ended
+            torch.cuda.synchronize()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return walls, cpus, state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 
 import psutil
 from fedfm_engines import tree_cpu_seconds
@@ -37,13 +38,13 @@ def run(workload: Workload, variant: str, rounds: int) -> dict:
             min_available_nodes=workload.sites,
         )  # fmt: skip
         result = strategy.start(grid, ArrayRecord(state), num_rounds=rounds, evaluate_fn=mark)
-        found["weights"] = {fedfm_name(n): v.numpy() for n, v in result.arrays.to_torch_state_dict().items()}
+        found["weights"] = {fedfm_name(n): v.cpu().numpy() for n, v in result.arrays.to_torch_state_dict().items()}
         found["rounds"] = len(result.train_metrics_clientapp)
 
     resources = {"num_cpus": psutil.cpu_count() or 1, "num_gpus": 0.0}
     backend = {"client_resources": resources, "init_args": {"log_to_driver": False}}
     run_simulation(server, app, num_supernodes=workload.sites, backend_config=backend)
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
     return {
         "walls": [wall for wall, _ in spans], "cpus": [cpu for _, cpu in spans],
         "updates": found["rounds"] * workload.sites, "expected": rounds * workload.sites, "weights": found["weights"],

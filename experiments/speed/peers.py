@@ -20,6 +20,7 @@ from fedfm.models.body import load_body
 from fedfm.models.features import featurize
 from fedfm.training.fit import SiteWork, batch_plan
 
+DEVICE = os.environ.get("FEDFM_SPEED_DEVICE", "cpu")
 FOLDER = Path(os.environ.get("FEDFM_SPEED_FOLDER", "/tmp/fedfm-speed"))
 
 
@@ -99,7 +100,7 @@ def make_model(workload: Workload, start: Mapping[str, torch.Tensor]) -> nn.Modu
         for name, p in model.named_parameters():
             if p.requires_grad:
                 p.copy_(torch.as_tensor(start[fedfm_name(name)]))
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def start_state(workload: Workload) -> dict[str, torch.Tensor]:
@@ -131,16 +132,16 @@ def site_batches(workload: Workload, site: str, round: int) -> SiteBatches:
 
 
 def _tensors(workload: Workload, features, indices: np.ndarray):
-    labels = torch.from_numpy(np.asarray(features.labels)[indices])
+    labels = torch.from_numpy(np.asarray(features.labels)[indices]).to(DEVICE)
     if workload.is_image:
         images = torch.from_numpy(np.ascontiguousarray(features.inputs[indices]))
-        return {"images": images.to(getattr(torch, workload.dtype)) / 255}, labels
+        return {"images": images.to(DEVICE, getattr(torch, workload.dtype)) / 255}, labels
     ids = torch.zeros(len(indices), 64 if workload.ragged else workload.length, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, i in enumerate(indices):
         tokens = torch.from_numpy(features.inputs[i])
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-    return {"input_ids": ids, "attention_mask": mask}, labels
+    return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE)}, labels
 
 
 def sites_batches(workload: Workload, round: int) -> list[SiteBatches]:

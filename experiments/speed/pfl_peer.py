@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ def run(workload: Workload, rounds: int) -> dict:
             arrived.append(workload.sites)
             return False, Metrics()
 
-    def local(parameters, lr):  # noqa: ARG001 (the rate is the workload's)
+    def local(parameters, lr):
         return make_optimizer(workload, [p for p in parameters if p.requires_grad])
 
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -68,7 +69,7 @@ def run(workload: Workload, rounds: int) -> dict:
         ),
         model_eval_params=NNEvalHyperParams(local_batch_size=workload.batch), callbacks=[Mark()],
     )  # fmt: skip
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
     named = {fedfm_name(n): p.detach().numpy() for n, p in inner.named_parameters() if p.requires_grad}
     return {
         "walls": [wall for wall, _ in spans], "cpus": [cpu for _, cpu in spans], "updates": sum(arrived),

@@ -76,10 +76,15 @@ def summary(cells: list[dict]) -> list[dict]:
             "cpu_ratio": round(median(r), 2) if (r := ratios(cells, workload, engine, "floor", "cpus")) else "",
             "peak_mib": max(c.get("peak_mib", 0) for c in own),
             "difference": f"{max(differences):.1e}" if differences else "",
-            "ms_per_site": round(median(m), 3) if (m := [c["milliseconds_per_site"] for c in own if "milliseconds_per_site" in c]) else "",
+            "ms_per_site": round(median(costs), 3) if (costs := costs_of(own)) else "",
             "void": next((c["void"] for c in own if "void" in c), ""),
         })  # fmt: skip
     return rows
+
+
+def costs_of(cells: list[dict]) -> list[float]:
+    """Milliseconds for each idle site, of the cells that measured them."""
+    return [cell["milliseconds_per_site"] for cell in cells if "milliseconds_per_site" in cell]
 
 
 def demand_rows(results: dict) -> list[dict]:
@@ -131,9 +136,9 @@ def markdown(rows: list[dict], demands: list[dict], notes: list[str], quick: boo
     head = "Made by `python experiments/speed/run.py`; the data are generated, the ratios are those of one machine."
     lines = [head, "", *(["QUICK RUN: these figures measure nothing.", ""] if quick else [])]
     lines += _table(rows, {
-        "workload": "workload", "engine": "engine", "ratio": "times the floor", "lowest": "lowest", "highest": "highest",
-        "cpu_ratio": "by CPU seconds", "peak_mib": "peak MiB", "difference": "largest difference", "ms_per_site": "ms a site",
-        "void": "void because",
+        "workload": "workload", "engine": "engine", "ratio": "times the floor", "lowest": "lowest",
+        "highest": "highest", "cpu_ratio": "by CPU seconds", "peak_mib": "peak MiB",
+        "difference": "largest difference", "ms_per_site": "ms a site", "void": "void because",
     })  # fmt: skip
     lines += ["", *_table(demands, {"demand": "demand", "wanted": "wanted", "seen": "seen", "met": ""})]
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import pairwise
 
 import numpy as np
 from flwr.app import Context, Message
@@ -53,7 +54,7 @@ def run(engine: str, rounds: int, sites: int) -> dict:
         else:
             RoundLoop(LocalGrid(idle), config, folder, listen).run()
         used = folder.rounds["sites_used"].tolist()[1:]
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)][:-1]
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)][:-1]
     return {
         "walls": [wall for wall, _ in spans], "cpus": [cpu for _, cpu in spans], "updates": sum(used),
         "expected": rounds * sites, "weights": {},

@@ -7,6 +7,8 @@
     W2t   the launch-bound twin of W2: 6 layers of width 12 (one head), 32 sites, 4 steps of 2 x 16 tokens
     W3    MiniLM with ragged texts (log-normal lengths, median 20), batches of 4, unequal sites of 1 to 16 steps
     W4-m  as W2, of which only the head (m = 0) or the top m layers train: with and without the frozen-feature cache
+    W2g   W2 with 128 sites, for GPUs (gpu.sh)
+    W5    the same on a body of BERT-base's size with random weights
     S1    1,000 sites of the tiny body whose training does nothing: what an engine itself costs (see s1.py)
 
 Every site takes part in every round: after the first, which is not counted, no engine reads data any more.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,7 +35,7 @@ DOMAIN = "speed"
 
 @dataclass(frozen=True)
 class Workload:
-    """`length`: tokens of a text, its median where `ragged`; 0 for images. `trainable`: -1 all layers, else the top n."""
+    """`length`: tokens of a text, its median where `ragged`; 0: images. `trainable`: -1 all layers, else the top n."""
 
     name: str
     sites: int
@@ -64,6 +67,8 @@ WORKLOADS = {
         Workload("W2s", 8, 4, 2, 32, "minilm"),
         Workload("W2xs", 32, 4, 1, 16, "minilm"),
         Workload("W2t", 32, 4, 2, 16, "twin", rank=2),
+        Workload("W2g", 128, 4, 8, 64, "minilm"),
+        Workload("W5", 128, 4, 8, 64, "base"),
         Workload("W3", 8, 16, 4, 20, "minilm", ragged=True),
         *(Workload(f"W4-{m}", 8, 2, 8, 64, "minilm", trainable=m) for m in range(4)),
     )
@@ -74,7 +79,7 @@ def quick(workload: Workload) -> Workload:
     """The same shapes with little work, to test the benchmark itself."""
     if workload.is_image:  # small as it is, and every site must show every class
         return replace(workload, sites=4)
-    body = "twin" if workload.body == "minilm" else workload.body
+    body = "twin" if workload.body in ("minilm", "base") else workload.body
     return replace(workload, sites=min(workload.sites, 4), steps=2, body=body, batch=2)
 
 
@@ -107,7 +112,7 @@ def prepare(workload: Workload, folder: Path) -> RunConfig:
     return load_config({
         "rounds": 1,
         "data-root": str(data),
-        "engine": {"dtype": workload.dtype, "threads": 1},
+        "engine": {"dtype": workload.dtype, "threads": 1, "device": os.environ.get("FEDFM_SPEED_DEVICE", "cpu")},
         "body": {"name": body_folder(workload, folder)} | tuning | top | cnn | ({} if cnn else lora),
         "local": {
             "batch-size": workload.batch, "optimizer": workload.optimizer, "learning-rate": workload.rate,
