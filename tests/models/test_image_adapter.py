@@ -57,6 +57,29 @@ def test_an_image_too_narrow_for_its_patches_is_refused():
     make_bound(make_config("body.image-tokens=4"), image_card(1, 100, 2))  # as the advice says
 
 
+@pytest.mark.parametrize("size", [(16, 16), (28, 28), (17, 40)])
+def test_lenet_makes_one_token_without_position_or_norm(size):
+    config = make_config("body.image-adapter=lenet")
+    matrix = make_bound(config, image_card(3, *size))
+    with torch.no_grad():
+        tokens = matrix.model.adapter(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    assert tokens.shape == (2, 1, load_body(config).width)
+    assert (tokens >= 0).all()  # behind a ReLU
+    assert tokens.any()
+    parts = {name.rpartition(".")[0] for name in matrix.columns if name.startswith("adapter.")}
+    assert parts == {f"adapter.embed.{place}" for place in (0, 3, 7, 9)}
+
+
+def test_an_image_too_small_for_lenet_is_refused():
+    """16 pixels leave one place: (16 - 4) / 2 = 6, (6 - 4) / 2 = 1; 15 leave none."""
+    with pytest.raises(ModelError) as caught:
+        build_model(make_config("body.image-adapter=lenet"), image_card(1, 28, 15))
+    message = str(caught.value)
+    assert "images of 28 x 15 pixels are too small for it: it needs 16 a side" in message
+    assert 'body.image-adapter = "lenet"' in message
+    assert "stem" in message
+
+
 def test_the_norm_starts_as_the_bodys_embedding_norm():
     """And so the tokens of any image start with the mean and spread that the body's text tokens have."""
     config = make_config()

@@ -1,10 +1,10 @@
-"""The client matrix against a plain peft loop, and K rows against K times one row, in float64."""
+"""The client matrix: K rows against K times one row, in float64; what a step costs; what trains and what does not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from training_helpers import IMAGE, TAGS, TEXT, make_config, make_features, make_matrix, plain_loop
+from training_helpers import IMAGE, TAGS, TEXT, make_config, make_features, make_matrix
 
 from fedfm.strategies import make_strategy
 from fedfm.training.fit import SiteWork, batch_plan, fit
@@ -16,26 +16,6 @@ TOLERANCE = 1e-10
 def largest_difference(left: dict, right: dict) -> float:
     assert left.keys() == right.keys()
     return max(float(np.abs(left[name] - right[name]).max()) for name in left)
-
-
-@pytest.mark.parametrize("card", [TEXT, TAGS], ids=lambda card: card.task)
-@pytest.mark.parametrize("mu", [0.0, 0.7])
-def test_one_row_equals_the_plain_peft_loop(card, mu):
-    """Two epochs of ragged texts, last batch smaller, AdamW with decay, FedProx against the loss with its term."""
-    config = make_config(
-        "local.epochs=2", "local.batch-size=4", "local.weight-decay=0.05", "local.learning-rate=3e-3",
-        "strategy.name=fedprox", f"strategy.proximal-mu={mu}",
-    )  # fmt: skip
-    matrix = make_matrix(config, card)
-    start = matrix.read(0)
-    features = make_features(config, card, count=10, seed=1)
-    work = SiteWork("s", features, config.seed, 1)
-    plan = batch_plan(features.lengths(), config.local, work.generator("batches"))
-    assert [len(batch) for batch in plan] == [4, 4, 2] * 2
-    fit(matrix, [work], config.local, make_strategy(config.strategy).correct)
-    expected = plain_loop(config, card, start, features, plan, mu)
-    assert largest_difference(matrix.read(0), expected) <= TOLERANCE
-    assert largest_difference(matrix.read(0), start) > 1e-3  # it did learn
 
 
 @pytest.mark.parametrize("tuning", ["head", "layernorm", "lora"])

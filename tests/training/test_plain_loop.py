@@ -86,8 +86,7 @@ def plain_loop(config: RunConfig, card: DomainCard, start: Mapping, features: Fe
     anchor = {name: p.detach().clone() for name, p in trained.items()}
     mu = config.strategy.own_keys.get("proximal-mu", 0.0)
     optimizer = make_optimizer(trained, local)
-    total = len(plan)
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + np.cos(np.pi * t / total)))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(plan))
     losses = []
     for indices in plan:
         batch = collate([(features, indices)], "cpu", torch.float64)

@@ -1,19 +1,16 @@
-"""Small sites and a plain loop, written with peft and torch.optim: the oracle of the client matrix."""
+"""Small sites, small bodies, and a counter of operators."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from torch import nn
 
 from fedfm.config import RunConfig, load_config
 from fedfm.domains.card import DomainCard
 from fedfm.domains.examples import Examples
 from fedfm.models.body import load_body
-from fedfm.models.features import Features, collate, featurize
-from fedfm.models.site_model import _same_tensors, build_model, start_weights
+from fedfm.models.features import Features, featurize
+from fedfm.models.site_model import build_model, start_weights
 from fedfm.training.matrix import ClientMatrix
 
 WORDS = [
@@ -68,47 +65,6 @@ def make_features(config: RunConfig, card: DomainCard, count: int, seed: int) ->
     return featurize(examples, load_body(config).tokenizer, config.local.max_length)
 
 
-def plain_loop(
-    config: RunConfig, card: DomainCard, start: dict, features: Features, plan: list, mu: float = 0.0
-) -> dict:
-    """One site, one peft model, torch.optim.AdamW, loss = mean cross-entropy (+ mu/2 ||w - w0||^2); texts, LoRA."""
-    body = load_body(config)
-    lora = LoraConfig(r=config.body.lora_rank, lora_alpha=config.body.lora_alpha, target_modules="all-linear")
-    inner = get_peft_model(_same_tensors(body.model), lora)
-    head = nn.Linear(body.width, len(card.labels)).double()
-    inner.eval().double()
-    named = {peft_name(name): p for name, p in inner.named_parameters() if p.requires_grad}
-    named |= {f"head.{name}": p for name, p in head.named_parameters()}
-    assert named.keys() == start.keys()
-    with torch.no_grad():
-        for name, p in named.items():
-            p.copy_(torch.from_numpy(start[name]))
-    anchor = {name: p.detach().clone() for name, p in named.items()}
-    local = config.local
-    in_body = [p for name, p in named.items() if name.startswith("body.")]
-    heads = [p for name, p in named.items() if not name.startswith("body.")]
-    groups = [{"params": in_body, "lr": local.learning_rate}, {"params": heads, "lr": local.head_learning_rate}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=local.weight_decay)
-    for indices in plan:
-        batch = collate([(features, indices)], "cpu", torch.float64)
-        hidden = inner(**batch.inputs).last_hidden_state
-        if card.task == "text-classification":
-            mask = batch.inputs["attention_mask"][..., None]
-            hidden = (hidden * mask).sum(1) / mask.sum(1)
-        loss = F.cross_entropy(head(hidden).flatten(0, -2), batch.labels.flatten())
-        if mu:
-            loss = loss + mu / 2 * sum(((p - anchor[name]) ** 2).sum() for name, p in named.items())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return {name: p.detach().numpy() for name, p in named.items()}
-
-
-def peft_name(name: str) -> str:
-    """base_model.model.encoder.layer.0...lora_A.default.weight -> body.encoder.layer.0...lora_A"""
-    return "body." + name.removeprefix("base_model.model.").removesuffix(".default.weight")
-
-
 def save_body(folder, width: int, layers: int):
     """A BERT of one head with the built-in tokenizer, as a folder that `body.name` takes."""
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -142,10 +98,10 @@ def twin(folder, rows: int):
     return matrix, works, config
 
 
-VIEWS = frozenset(
-    "view _unsafe_view t transpose expand detach unsqueeze squeeze select slice reshape permute as_strided alias empty "
-    "empty_like split unbind _reshape_alias lift_fresh".split()
-)
+VIEWS = {
+    "view", "_unsafe_view", "t", "transpose", "expand", "detach", "unsqueeze", "squeeze", "select", "slice", "reshape",
+    "permute", "as_strided", "alias", "empty", "empty_like", "split", "unbind", "_reshape_alias", "lift_fresh",
+}  # fmt: skip
 
 
 def operators_of_a_step(matrix, works, config) -> float:
