@@ -290,7 +290,7 @@ def test_everything_wrong_is_told_at_once_from_top_to_bottom(tmp_path):
 rounds = "five"
 body.name = "nowhere"
 [engine]
-name = "ray"
+workers = 2
 [strategy]
 name = "fedavg"
 proximal-mu = 0.1
@@ -303,7 +303,7 @@ metric = "b"
 """
     found = problems(write(tmp_path, text), "seed=x", load=load_checked)
     assert [problem.partition(":")[0].removeprefix("run.toml, ") for problem in found] == [
-        "command line, seed", "line 2, rounds", "line 3, body.name", "line 5, engine.name",
+        "command line, seed", "line 2, rounds", "line 3, body.name", "line 5, engine.workers",
         "line 8, strategy.proximal-mu", "line 9, domains.a.task", "line 10, domains.a.tsk", "line 11, domains.shared",
         "line 14, early-stopping.metric",
     ]  # fmt: skip
@@ -385,3 +385,18 @@ z = 1
         ("t", "site", 1, "deep"): 18, ("t", "site", 1, "deep", "z"): 19,
     }  # fmt: skip
     assert dotted(("t", "u v", "site", 1, "name")) == 't."u v".site[2].name'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("engine.name=flower", "engine.sites-at-once=4"), "Flower sends every site an order of its own"),
+        (("engine.name=flower", "engine.sites-at-once=auto"), "Flower sends every site an order of its own"),
+        (("engine.workers=2",), "the local engine is one process"),
+        (("engine.sites-at-once=0",), 'must be "auto" or a whole number of at least 1, got 0'),
+        (("engine.sites-at-once=many",), 'must be "auto" or a whole number of at least 1, got "many"'),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(words, message):
+    (found,) = problems({}, *words, load=load_checked)
+    assert message in found

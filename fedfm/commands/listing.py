@@ -12,6 +12,7 @@ Listing = tuple[Sequence[str], list[Sequence[str]]]  # header, rows
 
 ENGINE_WORDS = {
     "local": "in this process, one site after the other: no server, no sockets",
+    "ray": "long-lived workers on this machine or a Ray cluster; the same weights",
     "flower": "`flwr run`: Flower's own Ray simulation; the same weights, 15 s to start",
 }
 TASKS = [
