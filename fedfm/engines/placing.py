@@ -34,7 +34,7 @@ def longest_first(seconds: Mapping[str, float], workers: int) -> list[deque[str]
     """
     queues: list[deque[str]] = [deque() for _ in range(workers)]
     loads = [0.0] * workers
-    for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
+    for name in sorted(seconds, key=lambda name: -seconds[name]):  # a stable sort: equal ones in the order given
         worker = loads.index(min(loads))
         queues[worker].append(name)
         loads[worker] += seconds[name]

@@ -28,7 +28,7 @@ IN_FLIGHT = 2  # orders that a worker holds: while it does one, the next is ther
 DEATHS = 3  # workers that an order may take with it before it is given up
 WAIT_SECONDS = 1.0
 OBJECT_STORE_BYTES = 256 * 2**20
-KEPT_WEIGHTS = 16
+START_SECONDS = 180.0  # in which a worker must have imported what it needs
 
 
 def run_on_ray(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
@@ -57,7 +57,8 @@ def start_ray(config: RunConfig) -> None:
             ray.init(address=config.engine.address, **quiet)
         else:
             store = OBJECT_STORE_BYTES
-            ray.init(num_cpus=config.engine.workers, include_dashboard=False, object_store_memory=store, **quiet)
+            cores = {"num_cpus": config.engine.workers, "object_store_memory": store}
+            ray.init(address="local", include_dashboard=False, **cores, **quiet)  # whatever else runs on this machine
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         mend = 'engine.address="" starts Ray here; `ray status` says whether a cluster answers'
         raise EngineError(f"Ray does not start: {error}", where="engine.address", mend=mend) from None
@@ -66,7 +67,7 @@ def start_ray(config: RunConfig) -> None:
 class Worker:
     """What runs in a Ray actor: the client app of all sites, with its caches."""
 
-    def __init__(self, threads: int, app: Any):
+    def __init__(self, threads: int, domains: int, app: Any):
         import torch
 
         from fedfm.federation.client_app import app as client_app
@@ -75,6 +76,7 @@ class Worker:
         take_identity()
         self.app = app or client_app
         self.context = Context(1, 1, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {}, 0)
+        self.most = domains + 1  # records of weights: those of this round, and no old ones that would fill the store
         self.weights: dict[Any, ArrayRecord] = {}
 
     def ready(self) -> int:
@@ -104,7 +106,7 @@ class Worker:
         import ray
 
         if reference not in self.weights:
-            while len(self.weights) >= KEPT_WEIGHTS:
+            while len(self.weights) >= self.most:
                 self.weights.pop(next(iter(self.weights)))
             self.weights[reference] = ray.get(reference)
         return self.weights[reference]
@@ -117,6 +119,7 @@ class RayGrid(LocalGrid):
         super().__init__(app, 1)
         self._config = config
         self._workers = [self._new_worker() for _ in range(config.engine.workers)]
+        self._await_workers()
         self._in_flight: list[dict[Any, str]] = [{} for _ in self._workers]  # of each worker: future -> message
         self._paces = Paces()
         self._seconds: dict[str, float] = {}
@@ -131,11 +134,29 @@ class RayGrid(LocalGrid):
         threads = {name: str(engine.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         quiet = {n: v for n, v in os.environ.items() if n.startswith(("HF_", "FLWR_", "TRANSFORMERS_", "TOKENIZERS_"))}
         options = {"num_cpus": 1, "num_gpus": engine.gpus_per_worker, "runtime_env": {"env_vars": quiet | threads}}
-        return ray.remote(Worker).options(**options).remote(engine.threads, self._app)
+        return ray.remote(Worker).options(**options).remote(engine.threads, len(self._config.domains), self._app)
+
+    def _await_workers(self) -> None:
+        """Raises EngineError where a worker cannot be placed, or does not come up."""
+        import ray
+
+        where, mend = "engine.workers", "fewer engine.workers, or less engine.gpus-per-worker"
+        try:
+            ray.get([worker.ready.remote() for worker in self._workers], timeout=START_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            what = f"not all of {len(self._workers)} workers have found a place within {START_SECONDS:.0f} s"
+            raise EngineError(what, where=where, mend=mend) from None
+        except ray.exceptions.RayError as error:
+            first = str(error).strip().splitlines()[-1]
+            raise EngineError(f"a worker does not start: {first}", where=where) from None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        names = super().push_messages(messages)
+        names = list(super().push_messages(messages))
         self._references = {}  # those of the last round; workers keep what they still use
+        in_flight = {name for held in self._in_flight for name in held.values()}
+        for name in self._seconds.keys() - in_flight:
+            del self._waiting[name]  # given up by the round before, and never begun
+        self._seconds = {name: self._seconds[name] for name in in_flight}
         self._seconds |= {name: self._paces.seconds(*_kind_and_work(self._waiting[name])) for name in names}
         self._queues = longest_first({name: self._seconds[name] for name in names}, len(self._workers))
         return names
@@ -172,11 +193,11 @@ class RayGrid(LocalGrid):
         """The reply to one order; None where its worker has died and the order waits for another."""
         import ray
 
-        worker = next((i for i, held in enumerate(self._in_flight) if future in held), None)
-        if worker is None:  # its worker died a moment ago, and the order is in a queue again
-            return None
+        worker = next(i for i, held in enumerate(self._in_flight) if future in held)
         try:
             content, reason, seconds = ray.get(future)
+        except ray.exceptions.RayTaskError as error:  # the worker lives: what it was given or gave cannot be moved
+            content, reason, seconds = None, str(error).strip().splitlines()[-1], 0.0
         except ray.exceptions.RayError as error:
             return self._bury(worker, error)
         name = self._in_flight[worker].pop(future)
@@ -199,6 +220,7 @@ class RayGrid(LocalGrid):
             self._queues[worker].appendleft(first)
             return None
         message = self._waiting.pop(first)
+        self._seconds.pop(first)
         reason = f"{DEATHS} workers died while they did this ({type(error).__name__}); is there too little memory?"
         return Message(Error(CLIENT_RAISED, reason), reply_to=message)
 

@@ -23,6 +23,7 @@ def test_every_job_is_in_one_queue_and_no_worker_waits_long(seconds, workers):
 def test_longest_first_on_a_known_case():
     """5, 4, 3, 3, 3 on two workers: 5 and 3, 4 and 3, and the last 3 to the one with 7."""
     seconds = {"a": 5.0, "b": 4.0, "c": 3.0, "d": 3.0, "e": 3.0}
+    assert list(longest_first({"local-9": 1.0, "local-10": 1.0}, 1)[0]) == ["local-9", "local-10"]
     assert [list(queue) for queue in longest_first(seconds, 2)] == [["a", "d"], ["b", "c", "e"]]
 
 

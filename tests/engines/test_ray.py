@@ -54,7 +54,9 @@ def of_test(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_one_and_two_workers_give_the_weights_of_the_local_engine(tmp_path):
+def test_one_and_two_workers_give_the_weights_of_the_local_engine(tmp_path, monkeypatch):
+    """Also where the environment names another cluster: without engine.address Ray is started here."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     expected = reference(tmp_path)
     for workers in (1, 2):
         place = tmp_path / str(workers)
