@@ -17,7 +17,7 @@ from fedfm.models.rows import Whole
 from fedfm.models.site_model import SiteModel
 
 TOKENS_THAT_FILL = {"cpu": 1024, "cuda": 32768, "mps": 8192}
-PIXELS_OF_A_TOKEN = 64  # what a convolutional stem does with so many pixels costs about what a layer does with a token
+PIXELS_OF_A_TOKEN = {True: 64, False: 32}  # by is_grid: pixels that cost a stem, or lenet, what a token costs a layer
 SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for optimiser states, gradients and fragmentation
 MOST_ROWS = 128
 
@@ -31,11 +31,8 @@ def sites_at_once(
     """
     if any(isinstance(module, Whole) for module in model.rows().values()):
         return 1
-    if model.card.image_shape:
-        _, height, width = model.card.image_shape
-        length = max(1.0, height * width / PIXELS_OF_A_TOKEN)
-    else:
-        length = min(local.max_length, 1.5 * mean_words + 2)  # words fall into pieces, and the longest text counts
+    of_a_text = min(local.max_length, 1.5 * mean_words + 2)  # words fall into pieces, and the longest text counts
+    length = _tokens_of_an_image(model) if model.card.image_shape else of_a_text
     tokens = min(local.batch_size, max(mean_examples, 1.0)) * length
     fill = TOKENS_THAT_FILL.get(model.head.weight.device.type, TOKENS_THAT_FILL["cpu"])
     held = SHARE_OF_MEMORY * free_bytes / bytes_of_a_token(model)
@@ -65,9 +62,14 @@ def _probe(model: SiteModel) -> tuple[dict[str, torch.Tensor], float]:
     example = model.head.weight
     if model.card.image_shape:
         images = torch.zeros(2, *model.card.image_shape, dtype=example.dtype, device=example.device)
-        return {"images": images}, 2 * max(1.0, images[0, 0].numel() / PIXELS_OF_A_TOKEN)
+        return {"images": images}, 2 * _tokens_of_an_image(model)
     ids = torch.ones(2, 16, dtype=torch.int64, device=example.device)
     return {"input_ids": ids}, ids.numel()
+
+
+def _tokens_of_an_image(model: SiteModel) -> float:
+    _, height, width = model.card.image_shape
+    return max(1.0, height * width / PIXELS_OF_A_TOKEN[model.adapter.is_grid])
 
 
 def free_bytes(device: str, workers: int) -> float:
