@@ -141,15 +141,14 @@ def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: np.ndarray, draw
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:
     """`input_ids [N, S]`, or what frozen layers made of them, and, where there is padding, `attention_mask [N, S]`."""
-    first = rows[0][0]
-    if first.frozen is not None and first.frozen.pooled is not None:
+    if any(own.frozen is None for own, _ in rows):  # that of some site had no room any more: then all enter from below
+        table, real = pad([(own.inputs, i) for own, i in rows], rows[0][0].pad_id)
+        inputs = {"input_ids": torch.from_numpy(table).to(device)}
+    elif rows[0][0].frozen.pooled is not None:
         return {"pooled": torch.from_numpy(np.concatenate([own.frozen.pooled[i] for own, i in rows])).to(device)}
-    if first.frozen is not None:
+    else:
         table, real = pad([(own.frozen.hidden, i) for own, i in rows], 0)
         inputs = {"hidden": torch.from_numpy(table).to(device)}
-    else:
-        table, real = pad([(own.inputs, i) for own, i in rows], first.pad_id)
-        inputs = {"input_ids": torch.from_numpy(table).to(device)}
     return inputs if real.all() else inputs | {"attention_mask": torch.from_numpy(real).to(device)}
 
 

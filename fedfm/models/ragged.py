@@ -46,11 +46,14 @@ def pad(parts: Sequence[tuple[Ragged, np.ndarray]], fill: int) -> tuple[np.ndarr
     """
     lengths = np.concatenate([rows.lengths[indices] for rows, indices in parts])
     places = np.arange(lengths.max(initial=0))
-    tables = []
-    for rows, indices in parts:
-        at = rows.starts[indices][:, None] + places
-        tables.append(rows.values[np.minimum(at, len(rows.values) - 1, out=at)])
-    table = np.concatenate(tables) if len(tables) > 1 else tables[0]
+    at = np.concatenate([rows.starts[indices] for rows, indices in parts])[:, None] + places
+    values = parts[0][0].values
+    table = np.empty((*at.shape, *values.shape[1:]), values.dtype)
+    first = 0
+    for rows, indices in parts:  # straight to its place: of hidden states a second copy would cost as much as the first
+        last = first + len(indices)
+        np.take(rows.values, at[first:last], axis=0, out=table[first:last], mode="clip")
+        first = last
     real = places < lengths[:, None]
     if not real.all():
         table[~real] = fill

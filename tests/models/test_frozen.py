@@ -9,6 +9,7 @@ from model_helpers import make_config, random_encoders, save_encoder
 
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ModelError
+from fedfm.models import frozen
 from fedfm.models.body import load_body
 from fedfm.models.feature_files import load_features, save_features
 from fedfm.models.features import Features, collate
@@ -109,6 +110,49 @@ def test_what_would_be_too_large_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
     assert freeze(matrix.model, features, tmp_path / "a.npy", size).frozen is not None
     assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]  # and no half-written one beside it
+
+
+@pytest.mark.parametrize("how", ["body.tuning=head", "body.trainable-layers=1"])
+def test_a_site_whose_activations_had_no_room_trains_beside_one_whose_are_kept(tmp_path, how):
+    config = make_config(how, "engine.dtype=float64", "local.batch-size=3")
+    sites = [texts(TEXT, [6, 9, 4, 7], seed) for seed in (0, 1)]
+    plain = trained(config, TEXT, sites, rows=2)
+    kept = freeze(plain.model, sites[0], tmp_path / "kept.npy", LIMIT)
+    for mixed in ([kept, sites[1]], [sites[0], freeze(plain.model, sites[1], tmp_path / "other.npy", LIMIT)]):
+        again = trained(config, TEXT, mixed, rows=2)
+        assert float((again.theta - plain.theta).detach().abs().max()) <= 1e-12
+
+
+def test_a_kill_while_the_file_is_filled_leaves_nothing_that_would_be_used(tmp_path, monkeypatch):
+    """The process ends after the first of three batches; the next one fills the file from the start."""
+    config = make_config("body.trainable-layers=1")
+    matrix = ClientMatrix(build_model(config, TEXT))
+    features, file = texts(TEXT, [4, 5, 6]), tmp_path / "kept.npy"
+    whole = freeze(matrix.model, features, tmp_path / "whole.npy", LIMIT)
+    states, calls = frozen.states_at_cut, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return states(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(frozen, "states_at_cut", killed)
+        freeze(matrix.model, features, file, LIMIT)
+    assert not file.exists()
+    again = freeze(matrix.model, features, file, LIMIT)
+    assert np.array_equal(again.frozen.hidden.values, whole.frozen.hidden.values)
+
+
+def test_a_file_that_is_there_is_read_and_not_filled_again(tmp_path, monkeypatch):
+    config = make_config("body.tuning=head")
+    matrix = ClientMatrix(build_model(config, TEXT))
+    features, file = texts(TEXT, [4, 5, 6]), tmp_path / "kept.npy"
+    first = freeze(matrix.model, features, file, LIMIT)
+    monkeypatch.delattr(frozen, "states_at_cut")  # what fills
+    again = freeze(matrix.model, features, file, LIMIT)
+    assert np.array_equal(again.frozen.pooled, first.frozen.pooled)
 
 
 def test_the_key_knows_all_that_the_activations_depend_on():
