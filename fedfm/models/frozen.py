@@ -3,6 +3,10 @@
 Below the lowest layer that trains nothing changes from step to step. For texts the activations at that cut are kept:
 one vector a text where only the head trains, else the hidden states of each text without its padding. Images have no
 such cut, because their adapter trains below the body. Nothing random happens below the cut (dropout is off).
+
+Training is the same to the bit where the texts of a batch are of equal length, whatever the size of the batch. Beside
+a longer text a text's own states depend on the width of the table in the last digits, with or without a cache; what is
+kept is computed without padding, so that then about 1e-15 in float64 and 1e-6 in float32 lie between the two.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +50,14 @@ def cache_key(body: Body, settings: BodyConfig, kind: str, cut: int, max_length:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=4)
 def _tokenizer_digest(tokenizer) -> str:
+    """Of what it makes of a text, without where it cut the last one: truncation stays set from call to call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:
+        parts |= {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def freeze(model: SiteModel, features: Features, file: Path, limit_bytes: int) -> Features:

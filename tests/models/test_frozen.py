@@ -137,9 +137,10 @@ def test_a_kill_while_the_file_is_filled_leaves_nothing_that_would_be_used(tmp_p
             raise KeyboardInterrupt
         return states(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(frozen, "states_at_cut", killed)
-        freeze(matrix.model, features, file, LIMIT)
+        with pytest.raises(KeyboardInterrupt):
+            freeze(matrix.model, features, file, LIMIT)
     assert not file.exists()
     again = freeze(matrix.model, features, file, LIMIT)
     assert np.array_equal(again.frozen.hidden.values, whole.frozen.hidden.values)
@@ -172,6 +173,21 @@ def test_the_key_knows_all_that_the_activations_depend_on():
     keys = [cache_key(**base), *(cache_key(**(base | change)) for change in other)]
     assert len(set(keys)) == len(keys)
     assert cache_key(**base) == keys[0]
+
+
+def test_the_key_is_the_same_after_texts_were_cut():
+    """A tokenizer keeps the length to which it cut last; another process may have cut at another or at none."""
+    body, settings = load_body(make_config()), make_config().body
+
+    def key():
+        frozen._tokenizer_digest.cache_clear()
+        return cache_key(body, settings, "hidden", 1, 64, "float32")
+
+    keys = set()
+    for length in (8, 16):
+        body.tokenizer(["bank " * 20], truncation=True, max_length=length)
+        keys.add(key())
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("tuning", ["layernorm", "lora", "full"])
