@@ -36,16 +36,16 @@ class ClientMatrix:
         self.theta = torch.zeros(rows, width, dtype=model.dtype, device=example.device)
         self.grad = torch.zeros_like(self.theta)
         self.columns: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        self.body_columns = torch.zeros(width, dtype=torch.bool, device=example.device)
         first = 0
         for name, module, attribute, shape in slots:
             count = math.prod(shape)
             view = slice(first, first + count)
+            self.body_columns[view] = name.startswith("body.")
             parameter = module.bind(attribute, self.theta[:, view].view(rows, *shape))
             parameter.grad = self.grad[:, view].view(rows, *shape).view(parameter.shape)
             self.columns[name] = (first, count, shape)
             first += count
-        in_body = [name.startswith("body.") for name, (_, n, _) in self.columns.items() for _ in range(n)]
-        self.body_columns = torch.tensor(in_body, device=example.device)
 
     @property
     def rows(self) -> int:
