@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,10 +15,12 @@ from fedfm.engines.running import quiet_libraries
 
 quiet_libraries()
 
+FLOORS = {"floor": False, "floor-tuned": True}
+
 
 def main() -> None:
     """Runs the cell and writes FILE.json and FILE.npz (the weights)."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workload")
     parser.add_argument("engine")
     parser.add_argument("--rounds", type=int, default=3)
@@ -30,37 +31,35 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         os.environ["FEDFM_SPEED_QUICK"] = "1"
-    result = run(arguments)
     import numpy as np
+    import torch
 
-    np.savez(arguments.out.with_suffix(".npz"), **{k: np.asarray(v) for k, v in result.pop("weights").items()})
+    torch.set_num_threads(1)
+    result = run(arguments)
+    weights = {name: np.asarray(value) for name, value in result.pop("weights", {}).items()}
+    np.savez(arguments.out.with_suffix(".npz"), **weights)
     arguments.out.with_suffix(".json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    """The result of the cell's engine."""
-    import torch
-
-    torch.set_num_threads(1)
+    """The result of the cell's engine, or its operators."""
     engine, rounds = arguments.engine, arguments.rounds
-    if arguments.workload == "S1":
+    if arguments.workload.startswith("S1"):
         import s1
 
-        return s1.run(engine, rounds, 100 if arguments.quick else 1000)
-    from workloads import WORKLOADS, quick
+        sites = 100 if arguments.quick else 1000
+        return s1.run(engine, rounds, sites, 10 if arguments.workload == "S1-10" else sites)
+    from workloads import chosen
 
-    workload = WORKLOADS[arguments.workload]
-    workload = replace(quick(workload) if arguments.quick else workload, dtype=arguments.dtype)
-    if engine == "floor":
-        import floor
-        from peers import start_state
+    workload = chosen(arguments.workload, arguments.dtype)
+    if arguments.operators:
+        import operators
 
-        walls, cpus, state = floor.run(workload, start_state(workload), rounds)
-        from peers import fedfm_name
-
-        sent = workload.sites * rounds
-        weights = {fedfm_name(name): value.to(torch.float64).cpu().numpy() for name, value in state.items()}
-        return {"walls": walls, "cpus": cpus, "updates": sent, "expected": sent, "weights": weights}
+        is_floor = engine in FLOORS
+        count = operators.of_floor(workload, FLOORS[engine]) if is_floor else operators.of_fedfm(workload, engine)
+        return {"operators": count}
+    if engine in FLOORS:
+        return floor_result(workload, rounds, FLOORS[engine])
     if engine.startswith("flower"):
         import flower_stock
 
@@ -71,10 +70,22 @@ def run(arguments: argparse.Namespace) -> dict:
         return pfl_peer.run(workload, rounds)
     import fedfm_engines
 
-    if arguments.operators:
-        count = fedfm_engines.operators_per_step(workload, engine)
-        return {"operators": count, "weights": {}}
     return fedfm_engines.run(workload, engine, rounds)
+
+
+def floor_result(workload, rounds: int, tuned: bool) -> dict:
+    """The plain loop's; its start weights go with its weights, as `start:NAME`."""
+    import floor
+    from peers import fedfm_name, start_state
+
+    start = start_state(workload)
+    turns, state = floor.run(workload, start, rounds, tuned)
+    weights = {fedfm_name(name): value.cpu().numpy() for name, value in state.items()}
+    begun = {f"start:{name}": start[name].numpy() for name in weights}
+    updates = workload.sites * rounds
+    return {
+        "walls": turns.walls, "cpus": turns.cpus, "updates": updates, "expected": updates, "weights": weights | begun,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,16 +10,10 @@ from floor import make_optimizer
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from peers import make_model, site_batches, start_state
-from workloads import WORKLOADS, quick, site_names
+from workloads import chosen, site_names
 
 app = ClientApp()
 _kept: dict = {}
-
-
-def workload_of_environment():
-    """The workload that the benchmark has put into the environment of this process."""
-    found = WORKLOADS[os.environ["FEDFM_SPEED_WORKLOAD"]]
-    return quick(found) if os.environ.get("FEDFM_SPEED_QUICK") else found
 
 
 def model_for_call(workload):
@@ -35,7 +29,7 @@ def model_for_call(workload):
 def train(message: Message, context: Context) -> Message:
     """Local steps of one site."""
     torch.set_num_threads(1)
-    workload = workload_of_environment()
+    workload = chosen(os.environ["FEDFM_SPEED_WORKLOAD"], os.environ["FEDFM_SPEED_DTYPE"])
     model = model_for_call(workload)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     received = message.content["arrays"].to_torch_state_dict()
@@ -53,6 +47,6 @@ def train(message: Message, context: Context) -> Message:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(**inputs), labels).backward()
         optimizer.step()
-    arrays = ArrayRecord({name: p.detach() for name, p in trained.items()})
+    arrays = ArrayRecord({name: p.detach().cpu() for name, p in trained.items()})
     metrics = MetricRecord({"num-examples": data.examples})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,15 +14,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel
-from workloads import DOMAIN, LABELS, Workload, body_folder, prepare, site_names
+from workloads import DEVICE, DOMAIN, LABELS, Workload, body_folder, prepare, site_names
 
 from fedfm.domains import load_site
 from fedfm.models.body import load_body
 from fedfm.models.features import featurize
 from fedfm.training.fit import SiteWork, batch_plan
 
-DEVICE = os.environ.get("FEDFM_SPEED_DEVICE", "cpu")
-FOLDER = Path(os.environ.get("FEDFM_SPEED_FOLDER", "/tmp/fedfm-speed"))
+FOLDER = Path(os.environ.get("FEDFM_SPEED_FOLDER") or Path(tempfile.gettempdir()) / "fedfm-speed")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,20 @@ class TextModel(nn.Module):
             )  # fmt: skip
             body = get_peft_model(body, settings)
         self.body = body
-        self.head = nn.Linear(body.config.hidden_size, len(LABELS), dtype=getattr(torch, workload.dtype))
+        dtype = torch.float64 if workload.dtype == "float64" else torch.float32  # of what trains
+        self.head = nn.Linear(body.config.hidden_size, len(LABELS), dtype=dtype)
+        self.is_half = workload.dtype == "bfloat16"
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        if not self.is_half:
+            return self.logits(input_ids, attention_mask)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return self.logits(input_ids, attention_mask).float()
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if attention_mask is None:
+            return self.head(hidden.mean(1))
         weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return self.head((hidden * weight).sum(1) / weight.sum(1))
 
@@ -120,30 +130,36 @@ def start_state(workload: Workload) -> dict[str, torch.Tensor]:
 @lru_cache(maxsize=256)
 def _features(workload: Workload, site: str):
     config = prepare(workload, FOLDER)
-    return featurize(load_site(config, DOMAIN, site).train, load_body(config).tokenizer, 64)
+    return featurize(load_site(config, DOMAIN, site).train, load_body(config).tokenizer, workload.max_length)
 
 
-def site_batches(workload: Workload, site: str, round: int) -> SiteBatches:
-    """One site's batches in the order in which fedfm takes them; texts padded to 64 where they are ragged."""
+def site_batches(workload: Workload, site: str, round: int, trim: bool = False) -> SiteBatches:
+    """One site's batches in the order in which fedfm takes them, on the device.
+
+    Ragged texts are padded to the maximum length, or, with `trim`, to the longest of their batch.
+    """
     config, features = prepare(workload, FOLDER), _features(workload, site)
     local = config.local_for(DOMAIN)
     plan = batch_plan(features.lengths(), local, SiteWork(site, features, config.seed, round).generator("batches"))
-    return SiteBatches(len(features), [_tensors(workload, features, indices) for indices in plan])
+    return SiteBatches(len(features), [_tensors(workload, features, indices, trim) for indices in plan])
 
 
-def _tensors(workload: Workload, features, indices: np.ndarray):
+def _tensors(workload: Workload, features, indices: np.ndarray, trim: bool):
+    """Inputs and labels of a batch; a mask only where there is padding."""
     labels = torch.from_numpy(np.asarray(features.labels)[indices]).to(DEVICE)
     if workload.is_image:
         images = torch.from_numpy(np.ascontiguousarray(features.inputs[indices]))
         return {"images": images.to(DEVICE, getattr(torch, workload.dtype)) / 255}, labels
-    ids = torch.zeros(len(indices), 64 if workload.ragged else workload.length, dtype=torch.long)
+    longest = int(features.lengths()[indices].max())
+    ids = torch.zeros(len(indices), workload.max_length if workload.ragged and not trim else longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, i in enumerate(indices):
         tokens = torch.from_numpy(features.inputs[i])
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-    return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE)}, labels
+    inputs = {"input_ids": ids.to(DEVICE)}
+    return (inputs if mask.all() else inputs | {"attention_mask": mask.to(DEVICE)}), labels
 
 
-def sites_batches(workload: Workload, round: int) -> list[SiteBatches]:
+def sites_batches(workload: Workload, round: int, trim: bool = False) -> list[SiteBatches]:
     """All sites' batches of a round."""
-    return [site_batches(workload, site, round) for site in site_names(workload)]
+    return [site_batches(workload, site, round, trim) for site in site_names(workload)]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from itertools import pairwise
 
 import numpy as np
 from flwr.app import Context, Message
+from turns import Turns, of_rounds
 
 from fedfm.config import load_config
 from fedfm.engines.local import LocalGrid
@@ -36,15 +35,13 @@ def idle(message: Message, context: Context) -> Message:
     return messages.write_answer(Answer(order.sites, arrays, told), message)
 
 
-def run(engine: str, rounds: int, sites: int) -> dict:
-    """Wall and CPU seconds of the rounds; `engine`: k1, auto, ray1, ray2 (the last two with K = auto)."""
+def run(engine: str, rounds: int, sites: int, sampled: int) -> dict:
+    """Rounds in which `sampled` of `sites` answer; `engine`: k1, auto, ray1, ray2 (the last two with K = auto)."""
     overrides = [f"rounds={rounds}", f"domains.idle.sites={sites}", f"domains.idle.max-examples={4 * sites}"]
+    overrides += [f"sampling.fraction={sampled / sites}"]
     overrides += [] if engine == "k1" else ["engine.sites-at-once=auto"]
-    marks = []
-
-    def listen(event: dict) -> None:
-        if event["event"] == "round-finished":
-            marks.append((time.perf_counter(), time.process_time()))
+    turns = Turns()
+    listen = of_rounds(turns, rounds)
 
     with tempfile.TemporaryDirectory() as place:
         config = load_config(CONFIG, [*overrides, f"runs.folder={place}"])
@@ -54,12 +51,7 @@ def run(engine: str, rounds: int, sites: int) -> dict:
         else:
             RoundLoop(LocalGrid(idle), config, folder, listen).run()
         used = folder.rounds["sites_used"].tolist()[1:]
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)][:-1]
-    return {
-        "walls": [wall for wall, _ in spans], "cpus": [cpu for _, cpu in spans], "updates": sum(used),
-        "expected": rounds * sites, "weights": {},
-        "milliseconds_per_site": 1e3 * np.median([s[0] for s in spans[1:]]) / sites,
-    }  # fmt: skip
+    return {"walls": turns.walls, "cpus": turns.cpus, "updates": sum(used), "expected": rounds * sampled}
 
 
 def _on_ray(config, folder, listen) -> None:

@@ -8,14 +8,16 @@
     W3    MiniLM with ragged texts (log-normal lengths, median 20), batches of 4, unequal sites of 1 to 16 steps
     W4-m  as W2, of which only the head (m = 0) or the top m layers train: with and without the frozen-feature cache
     W2g   W2 with 128 sites, for GPUs (gpu.sh)
-    W5    the same on a body of BERT-base's size with random weights
+    W5    the same with 8 x 128 tokens on a body of BERT-base's size with random weights
     S1    1,000 sites of the tiny body whose training does nothing: what an engine itself costs (see s1.py)
+    S1-10 the same of which ten are sampled in a round, for the memory that the sites of a round take
 
 Every site takes part in every round: after the first, which is not counted, no engine reads data any more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -31,6 +33,7 @@ from fedfm.models.body import TINY_TOKENIZER
 
 LABELS = ("east", "north", "south", "west")
 DOMAIN = "speed"
+DEVICE = os.environ.get("FEDFM_SPEED_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Workload:
     def is_image(self) -> bool:
         return self.length == 0
 
+    @property
+    def max_length(self) -> int:
+        """Tokens at which texts are cut, and to which the plain loop pads them where they are ragged."""
+        return max(64, self.length)
+
     def examples(self, site: int) -> int:
         steps = 1 + (self.steps - 1) * site // max(self.sites - 1, 1) if self.ragged else self.steps
         return steps * self.batch - (site % 3 if self.ragged else 0)  # ragged: last batches too
@@ -68,19 +76,25 @@ WORKLOADS = {
         Workload("W2xs", 32, 4, 1, 16, "minilm"),
         Workload("W2t", 32, 4, 2, 16, "twin", rank=2),
         Workload("W2g", 128, 4, 8, 64, "minilm"),
-        Workload("W5", 128, 4, 8, 64, "base"),
+        Workload("W5", 128, 4, 8, 128, "base"),
         Workload("W3", 8, 16, 4, 20, "minilm", ragged=True),
-        *(Workload(f"W4-{m}", 8, 2, 8, 64, "minilm", trainable=m) for m in range(4)),
+        *(Workload(f"W4-{m}", 8, 4, 8, 64, "minilm", trainable=m) for m in range(4)),
     )
 }
+
+
+def chosen(name: str, dtype: str = "float32") -> Workload:
+    """The workload of that name; a small one of the same shapes where FEDFM_SPEED_QUICK is set."""
+    workload = WORKLOADS[name]
+    return replace(quick(workload) if os.environ.get("FEDFM_SPEED_QUICK") else workload, dtype=dtype)
 
 
 def quick(workload: Workload) -> Workload:
     """The same shapes with little work, to test the benchmark itself."""
     if workload.is_image:  # small as it is, and every site must show every class
         return replace(workload, sites=4)
-    body = "twin" if workload.body in ("minilm", "base") else workload.body
-    return replace(workload, sites=min(workload.sites, 4), steps=2, body=body, batch=2)
+    work = 4 if workload.ragged else 2  # the smallest of unequal sites must show every class too
+    return replace(workload, sites=4, steps=work, body="twin", batch=work, rank=2, length=min(workload.length, 32))
 
 
 def draw(workload: Workload, *key: int) -> np.random.Generator:
@@ -97,7 +111,7 @@ def site_names(workload: Workload) -> list[str]:
 
 def prepare(workload: Workload, folder: Path) -> RunConfig:
     """Write bodies and data below `folder` (once) and return fedfm's configuration of the workload."""
-    data = folder / f"{workload.name}-{workload.sites}"
+    data = folder / f"{workload.name}-{hashlib.sha256(repr(workload).encode()).hexdigest()[:12]}"
     if not data.exists():
         fresh = data.with_suffix(".tmp")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -112,11 +126,11 @@ def prepare(workload: Workload, folder: Path) -> RunConfig:
     return load_config({
         "rounds": 1,
         "data-root": str(data),
-        "engine": {"dtype": workload.dtype, "threads": 1, "device": os.environ.get("FEDFM_SPEED_DEVICE", "cpu")},
+        "engine": {"dtype": workload.dtype, "threads": 1, "device": DEVICE},
         "body": {"name": body_folder(workload, folder)} | tuning | top | cnn | ({} if cnn else lora),
         "local": {
             "batch-size": workload.batch, "optimizer": workload.optimizer, "learning-rate": workload.rate,
-            "head-learning-rate": workload.rate, "max-length": 64,
+            "head-learning-rate": workload.rate, "max-length": workload.max_length,
         },
         "evaluation": {"every": 10**6},
         "domains": {DOMAIN: {

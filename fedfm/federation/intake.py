@@ -115,9 +115,7 @@ class Intake:
         for site in used:
             told = numbers_of(answer, site)
             examples, loss = int(told["num-examples"]), told["loss"]
-            journal.warn_truncated(
-                site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length
-            )
+            journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length)
             rows.append((site, domain, "train", {"loss": loss}, examples))
             count.used += 1
             count.loss += examples * loss

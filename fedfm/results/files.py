@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,38 @@ def append_lines(path: Path, lines: str, header: str = "") -> None:
 
     `header` goes before them where the file is new or empty.
     """
-    with open(path, "ab+") as file:
+    with open(path, "ab+", buffering=0) as file:  # one site may append its rows alone, thousands of times a round
         size = file.seek(0, os.SEEK_END)
         whole = _end_of_whole_lines(file, size)
         if whole < size:
             file.truncate(whole)
-        file.write(((header if whole == 0 else "") + lines).encode())
+        data = ((header if whole == 0 else "") + lines).encode()
+        while data:  # a system may take a large write in parts
+            data = data[file.write(data) :]
 
 
 def whole_lines(path: Path) -> str:
     """The text of `path` without a torn last line; '' where there is no file."""
     data = path.read_bytes() if path.exists() else b""
     return data[: data.rfind(b"\n") + 1].decode("utf-8")
+
+
+def json_lines(info: Mapping[str, Any]) -> str:
+    """A mapping of plain values as strict JSON for people: a line for each key, and for each key of a mapping in it.
+
+    What lies deeper stays on its line: a run of ten thousand sites has as many lines, not thirty times as many.
+    """
+    return _braces((f"{json.dumps(key)}: {_item(value)}" for key, value in info.items()), "  ") + "\n"
+
+
+def _item(value: Any) -> str:
+    if not isinstance(value, Mapping) or not value:
+        return json.dumps(value, allow_nan=False)
+    return _braces((f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items()), "    ")
+
+
+def _braces(lines: Iterable[str], indent: str) -> str:
+    return "{\n" + ",\n".join(indent + line for line in lines) + "\n" + indent[2:] + "}"
 
 
 def plain(value: Any) -> Any:
@@ -66,8 +87,11 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
-def _end_of_whole_lines(file: io.BufferedRandom, size: int, block: int = 4096) -> int:
+def _end_of_whole_lines(file: io.FileIO, size: int, block: int = 4096) -> int:
     """Bytes up to and with the last line end."""
+    file.seek(max(0, size - 1))
+    if file.read(1) == b"\n":  # the usual case
+        return size
     while size > 0:
         start = max(0, size - block)
         file.seek(start)

@@ -35,7 +35,7 @@ from fedfm.config import RunConfig, load_config
 from fedfm.errors import FedfmError, UserError
 from fedfm.profiling import phase
 from fedfm.results.environment import environment
-from fedfm.results.files import append_lines, plain, replace_text, whole_lines
+from fedfm.results.files import append_lines, json_lines, plain, replace_text, whole_lines
 
 ROUND_COLUMNS = ("round", "seconds", "bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped", "loss")
 Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
@@ -111,7 +111,7 @@ class RunFolder:
         if fields.get("status", "running") not in STATUSES:
             raise ValueError(f'status "{fields["status"]}" is none of {", ".join(STATUSES)}')
         info = self.info if (self.path / "run.json").exists() else {}
-        replace_text(self.path / "run.json", json.dumps(info | plain(fields), indent=2, allow_nan=False) + "\n")
+        replace_text(self.path / "run.json", json_lines(info | plain(fields)))
 
     def add_round(self, row: Mapping[str, Any]) -> None:
         """Append one row to rounds.csv. Columns left out stay empty; an unknown one raises ValueError."""
