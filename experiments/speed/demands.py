@@ -1,4 +1,4 @@
-"""What issue 3 demands, beside what was seen: met or missed, with the figure. Nothing here is rounded in our favour."""
+"""What is demanded, beside what was seen: met or missed, with the figure. Nothing here is rounded in our favour."""
 
 from __future__ import annotations
 

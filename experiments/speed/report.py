@@ -99,7 +99,7 @@ def markdown(rows: list[dict], demands: list[dict], results: dict, quick: bool) 
     ]  # fmt: skip
     lines += ["QUICK RUN: these figures measure nothing.", ""] if quick else []
     lines += _table(rows, COLUMNS)
-    titles = {"number": "issue 3", "demand": "demand", "wanted": "wanted", "seen": "seen", "met": ""}
+    titles = {"number": "goal", "demand": "demand", "wanted": "wanted", "seen": "seen", "met": ""}
     lines += ["", *_table(demands, titles)]
     return "\n".join([*lines, "", *results["notes"]]).rstrip() + "\n"
 
@@ -128,7 +128,7 @@ def draw(rows: list[dict], out: Path) -> None:
         axis.set_visible(False)
     for axis, workload in zip(axes.flat, panels, strict=False):
         _panel(axis, workload, [row for row in shown if row["workload"] == workload])
-    note = "times as fast as the plain loop (orange: demanded by issue 3; whiskers: quartiles)"
+    note = "times as fast as the plain loop (orange: the goal; whiskers: quartiles)"
     figure.supxlabel(note, fontsize=9)
     for kind in ("png", "svg"):
         figure.savefig(out / f"speed.{kind}", dpi=150, metadata={"Date": None} if kind == "svg" else None)
@@ -148,7 +148,12 @@ def _panel(axis, workload: str, own: list[dict]) -> None:
         right = max(row["ratio"], row["high"], goal or 0, 1)
         axis.text(right * 1.08, place, f"{row['ratio']:.3g}x", va="center", fontsize=8)
     axis.set_xscale("log")
-    axis.set_xlim(min([0.2, *values]) * 0.9, max([2, *values, *(goal or 0 for goal in goals)]) * 3)
+    low, high = min([0.2, *values]) * 0.9, max([2, *values, *(goal or 0 for goal in goals)]) * 3
+    axis.set_xlim(low, high)
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 10, 30, 100, 300) if low <= tick <= high]
+    axis.set_xticks(ticks if high < 20 else [tick for tick in ticks if tick in (1, 10, 100)])
+    axis.xaxis.set_major_formatter("{x:g}x")
+    axis.minorticks_off()
     axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axis.invert_yaxis()
     axis.set_title(workload, loc="left", fontweight="bold")

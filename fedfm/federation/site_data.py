@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a site that only tells i
     from fedfm.models.features import Features
     from fedfm.models.site_model import SiteModel
 
-CACHE_BYTES = 16 * 2**20  # features of recently used sites; the rest waits on disk
+MIB = 2**20
+CACHE_BYTES = 16 * MIB  # features of recently used sites; the rest waits on disk
 
 
 @lru_cache(maxsize=4)
@@ -65,11 +66,12 @@ def site_card(config: RunConfig, domain: str, site: str) -> SiteCard:
 class _FeatureCache:
     """Features of recently used splits, at most `limit` bytes of them in memory; what must go is written to its file.
 
-    `on_disk` counts the bytes that frozen layers' activations take there.
+    `on_disk`: the bytes of each file of frozen layers' activations that was used.
     """
 
     def __init__(self, limit: int):
-        self.limit, self.used, self.on_disk = limit, 0, 0
+        self.limit, self.used = limit, 0
+        self.on_disk: dict[Path, int] = {}
         self.kept: OrderedDict[Hashable, tuple[Features, int, Path | None]] = OrderedDict()
 
     def get(self, key: Hashable, file: Path | None, task: Task, make: Callable[[], Features]) -> Features:
@@ -92,7 +94,8 @@ class _FeatureCache:
 
     def clear(self) -> None:
         self.kept.clear()
-        self.used = self.on_disk = 0
+        self.on_disk.clear()
+        self.used = 0
 
 
 def num_bytes_of(features: Features) -> int:
@@ -111,7 +114,7 @@ def forget_data() -> None:
 
 
 def site_features(order: Order, site: str, split: str, model: SiteModel, body: Body) -> Features:
-    """One split of a site as Features, tokenised once in a run, with what frozen layers make of it where that is kept.
+    """One split of a site as Features, tokenised once in a run, with what frozen layers make of it.
 
     Raises DataError.
     """
@@ -122,16 +125,18 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     file = place and place / f"{site}-{split}.npz"
     key = order.folder, order.config, order.card, site, split
     features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order.card, site, split, body.tokenizer))
-    kind = frozen_below(model) if place and config.engine.feature_cache else ""
+    kind = frozen_below(model)
     if not kind:
         return features
+    if not place or not config.engine.feature_cache:
+        return freeze(model, features)
     max_length = config.local_for(domain).max_length
     name = cache_key(body, config.body, kind, model.cut, max_length, config.engine.dtype)
     file = place / f"{site}-{split}-{name}.npy"
-    is_new = not file.exists()
-    free = config.engine.feature_cache * 2**20 // config.engine.workers - _CACHE.on_disk
-    frozen = freeze(model, features, file, free)
-    _CACHE.on_disk += file.stat().st_size if is_new and file.exists() else 0
+    limit = config.engine.feature_cache * MIB // config.engine.workers
+    frozen = freeze(model, features, file, limit - sum(_CACHE.on_disk.values()))
+    if file.exists():
+        _CACHE.on_disk[file] = file.stat().st_size
     return frozen
 
 

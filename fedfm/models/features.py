@@ -35,7 +35,7 @@ class Features:
     Images: `inputs` uint8 [N, C, h, w]; texts and words: the token ids of N texts. `labels` int64 [N], or for token
     classification one label for each token. `word_labels` and `word_starts`: for each sentence the tag of each word
     and the token that stands for it, -1 where the word was cut off. `truncated`: share of texts that lost tokens to the
-    maximum length. `frozen`: what the layers that do not train make of each text, where that is kept (models.frozen).
+    maximum length. `frozen`: what the layers that do not train make of each text (models.frozen).
     """
 
     task: Task
@@ -141,7 +141,7 @@ def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: np.ndarray, draw
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:
     """`input_ids [N, S]`, or what frozen layers made of them, and, where there is padding, `attention_mask [N, S]`."""
-    if any(own.frozen is None for own, _ in rows):  # that of some site had no room any more: then all enter from below
+    if rows[0][0].frozen is None:
         table, real = pad([(own.inputs, i) for own, i in rows], rows[0][0].pad_id)
         inputs = {"input_ids": torch.from_numpy(table).to(device)}
     elif rows[0][0].frozen.pooled is not None:

@@ -1,12 +1,12 @@
-"""What frozen layers make of the data, computed once and used in all rounds.
+"""What frozen layers make of the data: computed once for each example, and kept for all rounds where there is room.
 
 Below the lowest layer that trains nothing changes from step to step. For texts the activations at that cut are kept:
 one vector a text where only the head trains, else the hidden states of each text without its padding. Images have no
 such cut, because their adapter trains below the body. Nothing random happens below the cut (dropout is off).
 
-Training is the same to the bit where the texts of a batch are of equal length, whatever the size of the batch. Beside
-a longer text a text's own states depend on the width of the table in the last digits, with or without a cache; what is
-kept is computed without padding, so that then about 1e-15 in float64 and 1e-6 in float32 lie between the two.
+They are computed in batches of equal length, each site's apart, and so they are the same bits whatever is kept, whoever
+computes them and in which order: a full disk costs time and no digit. (A forward pass through all layers, with its
+texts padded to the longest of a batch, differs from them by about 1e-15 in float64 and 1e-6 in float32.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -60,31 +61,43 @@ def _tokenizer_digest(tokenizer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def freeze(model: SiteModel, features: Features, file: Path, limit_bytes: int) -> Features:
-    """`features` with what lies below the cut, from `file` (.npy), which is filled first where it is not there yet.
+def freeze(model: SiteModel, features: Features, file: Path | None = None, room: int = 0) -> Features:
+    """`features` with what lies below the cut; the same features where nothing can be kept.
 
-    The same features where there is nothing to keep, or it would take more than `limit_bytes`. A kill while the file
-    is being filled leaves none.
+    It comes from `file` (.npy), which is filled first where it is not there yet. Where the file would be larger than
+    `room` bytes, or none is given, what the system reclaims when nobody reads it any more takes its place. A kill
+    while a file is being filled leaves none.
     """
     kind = frozen_below(model)
     if not kind or not len(features):
         return features
     rows = len(features) if kind == "pooled" else int(features.lengths().sum())
     shape, dtype = (rows, model.body.config.hidden_size), model.head.weight.dtype
-    if not file.exists():
-        if rows * shape[1] * dtype.itemsize > limit_bytes:
-            return features
-        _fill(model, features, file, kind, shape, str(dtype).removeprefix("torch."))
-    kept = np.load(file, mmap_mode="r")
+    numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+    if file is not None and not file.exists() and rows * shape[1] * dtype.itemsize <= room:
+        _fill_file(model, features, file, kind, shape, numpy_dtype)
+    if file is not None and file.exists():
+        kept = np.load(file, mmap_mode="r")
+    else:
+        with tempfile.TemporaryFile() as unnamed:
+            kept = np.memmap(unnamed, numpy_dtype, "w+", shape=shape)
+        _fill(kept, model, features, kind)
     if kind == "pooled":
         return replace(features, frozen=Frozen(pooled=kept))
     return replace(features, frozen=Frozen(hidden=Ragged(kept, features.inputs.starts)))
 
 
-def _fill(model: SiteModel, features: Features, file: Path, kind: str, shape: tuple[int, int], dtype: str) -> None:
+def _fill_file(model: SiteModel, features: Features, file: Path, kind: str, shape: tuple, dtype: np.dtype) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     table = np.lib.format.open_memmap(fresh, "w+", dtype, shape)
+    _fill(table, model, features, kind)
+    table.flush()
+    del table
+    fresh.replace(file)
+
+
+def _fill(table: np.ndarray, model: SiteModel, features: Features, kind: str) -> None:
     starts = features.inputs.starts
     for indices, hidden, mask in _states(model, features):
         if kind == "pooled":
@@ -92,9 +105,6 @@ def _fill(model: SiteModel, features: Features, file: Path, kind: str, shape: tu
             continue
         for i, row in zip(indices, hidden.cpu().numpy(), strict=True):
             table[starts[i] : starts[i + 1]] = row[: starts[i + 1] - starts[i]]
-    table.flush()
-    del table
-    fresh.replace(file)
 
 
 def _states(model: SiteModel, features: Features) -> Iterator[tuple[np.ndarray, Tensor, Tensor | None]]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfm.engines.local import LocalGrid
+from fedfm.federation import site_data
 from fedfm.federation.client_app import app
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.messages import SiteCard
@@ -146,3 +147,17 @@ def test_texts_of_like_length_share_a_pack(tmp_path):
     words = {"a": 5.0, "b": 40.0, "c": 6.0, "d": 41.0}
     roll = roll_of(dict.fromkeys(words, 8), words, dict.fromkeys(words, 1))
     assert packs_to_train(words, roll, config, {"finance": 2}) == [("c", "a"), ("d", "b")]
+
+
+def test_a_full_feature_cache_costs_no_digit(tmp_path, monkeypatch):
+    """Ragged texts in float32, whose states depend on padding: all kept, some kept, none kept."""
+    found, kept = set(), []
+    for limit in (1024, 0, 1):
+        more = ("body.layers=2", "body.trainable-layers=1", "engine.dtype=float32", f"engine.feature-cache={limit}")
+        # a MiB of 128 KiB, so that there is room for some sites and not for others
+        monkeypatch.setattr(site_data, "MIB", 2**17 if limit == 1 else 2**20)
+        site_data.forget_data()
+        found.add(run_packed(unequal(tmp_path, *more)).sha256)
+        kept.append(len(site_data._CACHE.on_disk))
+    assert len(found) == 1
+    assert kept[0] > kept[2] > kept[1] == 0
