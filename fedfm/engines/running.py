@@ -17,7 +17,7 @@ from fedfm.models.body import check_body
 from fedfm.profiling import phase, profile
 from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import Listen, RunFolder
-from fedfm.strategies import check_strategy
+from fedfm.strategies import check_strategy, prepared
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Run:
 def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str) -> RunConfig:
     """A configuration that this installation can run. Raises ConfigError with every problem."""
     data = source.to_dict() if isinstance(source, RunConfig) else source
-    return config_module.load_config(data, overrides, CHECKS)
+    return prepared(config_module.load_config(data, overrides, CHECKS))
 
 
 def run(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore) -> Run:

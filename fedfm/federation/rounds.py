@@ -28,7 +28,7 @@ from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
 from fedfm.profiling import phase
 from fedfm.results.run_folder import Listen, RunFolder
-from fedfm.strategies import make_strategy
+from fedfm.strategies import Round, make_strategy
 
 
 class RoundLoop:
@@ -38,7 +38,6 @@ class RoundLoop:
         self.grid, self.config, self.folder = grid, config, folder
         self.journal = Journal(folder, listen)
         self.strategy = make_strategy(config.strategy)
-        self.domain_weights = {domain: settings.weight for domain, settings in config.domains.items()}
         self.file = folder.path / "checkpoint" / "state.safetensors"
 
     def run(self) -> Scores:
@@ -84,7 +83,7 @@ class RoundLoop:
         packed = self.sites.pack(now.weights)
         updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked)
         with phase("aggregate"):  # which takes the updates as they come: their own phases stop its clock
-            weights, state = self.strategy.aggregate(now.weights, updates, now.state, self.domain_weights)
+            weights, state = self.strategy.aggregate(now.weights, updates, now.state, self._about(count.number))
         minimum = self.config.sampling.minimum_sites
         if count.used < minimum:
             what = (
@@ -98,6 +97,13 @@ class RoundLoop:
             mend = "run again with a lower strategy.server-learning-rate or local.learning-rate"
             raise RunError(what, mend=mend)
         return self._evaluate(replace(now, weights=weights, state=state), count)
+
+    def _about(self, number: int) -> Round:
+        """What the server half is told of a round."""
+        cards = self.sites.roll.cards
+        examples = {site: cards[site].num_examples("train") for site in sorted(cards)}
+        domain_weights = {domain: settings.weight for domain, settings in self.config.domains.items()}
+        return Round(number, self.config.seed, self.sites.roll.site_domains(), examples, domain_weights)
 
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights if they are due, write the round's row, keep the best weights, save the checkpoint."""

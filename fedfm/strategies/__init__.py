@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from fedfm.config import RunConfig, StrategyConfig
 from fedfm.errors import ConfigError, Problem, did_you_mean
-from fedfm.strategies.base import Strategy, Summary, Update
+from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
 from fedfm.strategies.fedavg import FedAvg
 from fedfm.strategies.fedprox import FedProx
 
-STRATEGIES: dict[str, type] = {
+STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
 }
 
-__all__ = ["STRATEGIES", "Strategy", "Summary", "Update", "check_strategy", "make_strategy"]
+__all__ = [
+    "STRATEGIES", "Pass", "Round", "SiteRows", "Strategy", "Summary", "Update", "check_strategy", "make_strategy",
+    "prepared",
+]  # fmt: skip
 
 
 def make_strategy(settings: StrategyConfig) -> Strategy:
@@ -28,9 +32,24 @@ def make_strategy(settings: StrategyConfig) -> Strategy:
     return STRATEGIES[settings.name](server_learning_rate=settings.server_learning_rate, **own)
 
 
+def prepared(config: RunConfig) -> RunConfig:
+    """The configuration with what its strategy brings (`sets`), where the user has not set it himself."""
+    brings = STRATEGIES[config.strategy.name].sets if config.strategy.name in STRATEGIES else {}
+    data = config.to_dict()
+    for section, values in brings.items():
+        data[section] = {**values, **data[section]} if section == "sharing" else _where_default(data, section, values)
+    return type(config).model_validate(data) if brings else config
+
+
+def _where_default(data: dict[str, Any], section: str, values: dict[str, Any]) -> dict[str, Any]:
+    defaults = RunConfig().to_dict()[section]
+    return data[section] | {name: value for name, value in values.items() if data[section][name] == defaults[name]}
+
+
 def check_strategy(config: RunConfig) -> list[Problem]:
     """What is wrong with [strategy]: a check for `load_config`."""
-    return _problems(config.strategy)
+    problems = _problems(config.strategy)
+    return problems or make_strategy(config.strategy).problems(config)
 
 
 def _problems(settings: StrategyConfig) -> list[Problem]:
@@ -39,21 +58,36 @@ def _problems(settings: StrategyConfig) -> list[Problem]:
         return [Problem(what, "strategy.name", f"known: {', '.join(STRATEGIES)}")]
     fields = _keys(STRATEGIES[settings.name])
     problems = []
-    for key, value in settings.own_keys.items():
-        where = f"strategy.{key}"
-        if key not in fields:
-            what = f'strategy "{settings.name}" has no such key.{did_you_mean(key, fields) or _owners(key)}'
+    for name, value in settings.own_keys.items():
+        where = f"strategy.{name}"
+        if name not in fields:
+            what = f'strategy "{settings.name}" has no such key.{did_you_mean(name, fields) or _owners(name)}'
             problems.append(Problem(what, where, f"its keys: {', '.join(fields)}"))
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            problems.append(Problem(f"must be a number, got {value!r}", where))
-        elif value < 0 or not math.isfinite(value):
-            problems.append(Problem(f"must be a finite number, at least 0, got {value}", where))
+        elif what := _unfit(fields[name], value):
+            problems.append(Problem(what, where))
     return problems
 
 
-def _keys(strategy: type) -> list[str]:
+def _unfit(field: dataclasses.Field, value: Any) -> str:
+    """Why a value cannot be that of the setting; '' where it can."""
+    choices, low, high = (field.metadata.get(n) for n in ("choices", "low", "high"))
+    if choices:
+        return "" if value in choices else f"must be one of {', '.join(choices)}, got {value!r}"
+    if isinstance(field.default, bool):
+        return "" if isinstance(value, bool) else f"must be true or false, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be a number, got {value!r}"
+    if isinstance(field.default, int) and not isinstance(value, int):
+        return f"must be a whole number, got {value!r}"
+    if not math.isfinite(value) or not low <= value <= high:
+        limits = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+        return f"must be a finite number, {limits}, got {value}"
+    return ""
+
+
+def _keys(strategy: type[Strategy]) -> dict[str, dataclasses.Field]:
     """The keys that [strategy] may hold for it, besides `name`."""
-    return [field.name.replace("_", "-") for field in dataclasses.fields(strategy)]
+    return {field.name.replace("_", "-"): field for field in dataclasses.fields(strategy)}
 
 
 def _owners(key: str) -> str:

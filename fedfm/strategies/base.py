@@ -1,24 +1,35 @@
 """What a strategy is, and what it is given.
 
-A strategy is a frozen dataclass of its settings with two halves: at the server `start` and `aggregate`, pure functions
-of weights, updates and state; at the site `correct`, the gradient that a site follows. It never sees a message, and its
-server half knows no torch (the site half uses tensor methods only).
+A strategy is a frozen dataclass of its settings with two halves. At the server: `start` and `aggregate`, pure functions
+of weights, updates and state. At the site: `passes`, `correct` and `finish`, row operations on K sites at once. It
+never sees a message, and its server half knows no torch (the site half uses tensor methods only).
+
+What a file of a strategy has to say is what differs from FedAvg: everything else has its default here.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from fedfm.arrays import Arrays, RunningMean
+from fedfm.arrays import Arrays, RunningMean, group_of
+from fedfm.errors import Problem
 
-State = dict[str, Any]  # Arrays and plain numbers: what a checkpoint can hold
+if TYPE_CHECKING:
+    from fedfm.config import RunConfig
+
+State = dict[str, Any]  # nested: Arrays, plain numbers, texts and lists; what a checkpoint can hold
 
 
 @dataclass(frozen=True)
 class Update:
     """What a site sends: `delta` = trained - received, for the tensors it trained and shares.
+
+    `metrics`: "loss" (mean over its steps), "steps" (optimiser steps), and "start-loss" (on its training data, of what
+    it received) where the strategy asks for it. `extra`: what `finish` gave to go up beside the change, by name.
 
     A simulation may hand over the sites of a pack as one update: their names joined by "+", their mean by examples as
     `delta` (float64), the sum of their examples. A strategy that must see every site's own update says so by `each`.
@@ -29,37 +40,121 @@ class Update:
     num_examples: int
     delta: Arrays
     metrics: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The round that the server half works on.
+
+    number: from 1. seed: the run's. sites: every registered site, asked or not -> its domain. examples: site -> its
+    training examples. domain_weights: domain -> `w_d`; 1 where it is not named.
+    """
+
+    number: int = 1
+    seed: int = 0
+    sites: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, int] = field(default_factory=dict)
+    domain_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Summary(NamedTuple):
-    """A strategy in one row of `fedfm list strategies`. `cost`: of a site's step, FedAvg being 1."""
+    """A strategy in one row of `fedfm list strategies`, which must fit into 80 columns.
 
+    family: of the README's table. paper: first author, year, arXiv number (31 characters). shared_by: who shares what
+    (11). state: "none", "server", "site" or "both". cost: of a site's round, FedAvg being "1x" (4).
+    """
+
+    family: str
     paper: str
     shared_by: str
     state: str
     cost: str
 
 
-class Strategy(Protocol):
-    """One algorithm, both halves."""
+class Pass(NamedTuple):
+    """One descent of a site's round.
+
+    only, frozen: patterns of tensor names (as `body.*`, `head.*`, `*lora_A`): which train, and which of those do not.
+    epochs: 0 takes local.epochs. personal: it trains the site's own model, `kept["personal"]`, not the shared one.
+    """
+
+    only: tuple[str, ...] = ("*",)
+    frozen: tuple[str, ...] = ()
+    epochs: int = 0
+    personal: bool = False
+
+
+ALL = Pass()
+
+
+@dataclass
+class SiteRows:
+    """What a site half sees besides its weights; every tensor `[k, P]`, a row a site.
+
+    received: the weights that came. kept: what the site kept from its last round (zeros at first; "personal" begins as
+    `received`), to be changed in place. sent: what the server sent along, by name. step: of this pass, from 0.
+    steps: of each row in this pass `[k, 1]`. rate: the learning rate of each column `[P]`. which: the pass.
+    """
+
+    received: Any
+    kept: dict[str, Any] = field(default_factory=dict)
+    sent: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    steps: Any = None
+    rate: Any = None
+    which: Pass = ALL
+
+
+def key(default: Any, low: float = 0.0, high: float = math.inf, choices: tuple[str, ...] = ()) -> Any:
+    """A setting of a strategy, a key of [strategy]: its default and what it may be."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One algorithm, both halves. `server_learning_rate`: eta_s; 1 replaces the weights by the rule's result."""
 
     summary: ClassVar[Summary]
-    each: ClassVar[bool]  # must `aggregate` see every site's own update (a median), or do means of some do (a mean)?
-    server_learning_rate: float
+    each: ClassVar[bool] = False  # must `aggregate` see every site's own update (a median), or do means of some do?
+    averages: ClassVar[bool] = True  # of one update, or of equal ones, the rule makes that update (at eta_s = 1)
+    sets: ClassVar[Mapping[str, Any]] = {}  # keys of the configuration it brings, where the user has not set them
+    keeps: ClassVar[tuple[str, ...]] = ()  # rows that a site keeps between its rounds; "personal" is its own model
+    sends: ClassVar[tuple[str, ...]] = ()  # entries of the state (Arrays) that go down beside the weights
+    returns: ClassVar[tuple[str, ...]] = ()  # rows that `finish` gives to go up beside the change
+    starts_with_loss: ClassVar[bool] = False  # a site scores what it received on its training data: "start-loss"
+    server_learning_rate: float = key(1.0)
 
     def start(self, weights: Arrays) -> State:
         """The server's state before the first round."""
-        ...
+        return {}
 
-    def aggregate(
-        self, weights: Arrays, updates: Iterable[Update], state: State, domain_weights: Mapping[str, float]
-    ) -> tuple[Arrays, State]:
-        """New weights and state. `updates` may be read once, one at a time, in order of site name."""
-        ...
+    def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
+        """New weights and state. `updates` may be read once, one at a time, in order of site name.
 
-    def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:
+        What stands in the new state under "told" (name -> number) becomes columns of the round in rounds.csv.
+        """
+        raise NotImplementedError
+
+    def passes(self, round: int) -> tuple[Pass, ...]:
+        """The descents that a site makes in a round, one after the other."""
+        return (ALL,)
+
+    def correct(self, theta: Any, grad: Any, received: Any, rows: SiteRows) -> Any:
         """The gradient that the sites in the rows of `theta` follow; all tensors `[k, P]`."""
-        ...
+        return grad
+
+    def finish(self, theta: Any, rows: SiteRows) -> dict[str, Any]:
+        """What leaves a site after its shared passes: "delta", and what `returns` names. It updates `rows.kept`."""
+        return {"delta": theta - rows.received}
+
+    def problems(self, config: RunConfig) -> list[Problem]:
+        """Why it cannot run with this configuration."""
+        return []
+
+    def advice(self, config: RunConfig) -> list[str]:
+        """What a user should know of it in this configuration: warnings at the start of a run."""
+        return []
 
 
 def two_level_mean(updates: Iterable[Update], domain_weights: Mapping[str, float]) -> Arrays:
@@ -70,10 +165,36 @@ def two_level_mean(updates: Iterable[Update], domain_weights: Mapping[str, float
     Both sums run over the sites and domains that sent tensor t. A flat mean by examples would let the domain with most
     data rule the shared tensors. One set of float64 sums for each domain is held, whatever the number of sites.
     """
+    return mean_of_domains(domain_means(updates), domain_weights)
+
+
+def domain_means(updates: Iterable[Update]) -> dict[str, Arrays]:
+    """Domain -> mean delta of its sites by examples, in float64; domains in order of name."""
     by_domain: dict[str, RunningMean] = {}
     for update in updates:
         by_domain.setdefault(update.domain, RunningMean()).add(update.delta, update.num_examples)
+    return {domain: by_domain[domain].value() for domain in sorted(by_domain)}
+
+
+def mean_of_domains(means: Mapping[str, Arrays], domain_weights: Mapping[str, float]) -> Arrays:
+    """Mean of each tensor over the domains that have it, by `w_d`."""
     between = RunningMean()
-    for domain in sorted(by_domain):
-        between.add(by_domain[domain].value(), domain_weights.get(domain, 1.0))
+    for domain in sorted(means):
+        between.add(means[domain], domain_weights.get(domain, 1.0))
     return between.value()
+
+
+def two_level_shares(updates: Iterable[Update], domain_weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Group -> site -> its share in `two_level_mean` of that group's tensors; the shares of a group sum to 1."""
+    sizes: dict[str, dict[str, int]] = {}
+    groups: dict[str, set[str]] = {}
+    for update in updates:
+        sizes.setdefault(update.domain, {})[update.site] = update.num_examples
+        groups.setdefault(update.domain, set()).update(group_of(name) for name in update.delta)
+    shares: dict[str, dict[str, float]] = {}
+    for group in sorted(set().union(*groups.values())) if groups else ():
+        among = {d: domain_weights.get(d, 1.0) for d in sizes if group in groups[d]}
+        for domain, weight in among.items():
+            total = sum(among.values()) * sum(sizes[domain].values())
+            shares.setdefault(group, {}).update({site: weight * n / total for site, n in sizes[domain].items()})
+    return shares

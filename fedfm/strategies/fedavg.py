@@ -10,30 +10,20 @@ Data", AISTATS 2017, https://arxiv.org/abs/1602.05629, with the two-level mean o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fedfm.arrays import Arrays, add_scaled
-from fedfm.strategies.base import State, Summary, Update, two_level_mean
+from fedfm.strategies.base import Round, State, Strategy, Summary, Update, two_level_mean
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Strategy):
     """The baseline: mean of the sites' updates. `server_learning_rate`: eta_s; 1 replaces the weights by the mean."""
 
-    summary: ClassVar[Summary] = Summary("McMahan et al. 2017, arxiv.org/abs/1602.05629", "all sites", "none", "1x")
-    each: ClassVar[bool] = False
-    server_learning_rate: float = 1.0
+    summary: ClassVar[Summary] = Summary("global", "McMahan 2017, arXiv:1602.05629", "all sites", "none", "1x")
 
-    def start(self, weights: Arrays) -> State:
-        return {}
-
-    def aggregate(
-        self, weights: Arrays, updates: Iterable[Update], state: State, domain_weights: Mapping[str, float]
-    ) -> tuple[Arrays, State]:
-        mean = two_level_mean(updates, domain_weights)
+    def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
+        mean = two_level_mean(updates, round.domain_weights)
         return add_scaled(weights, mean, self.server_learning_rate), state
-
-    def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:
-        return grad

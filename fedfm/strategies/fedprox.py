@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedfm.strategies.base import Summary
+from fedfm.strategies.base import SiteRows, Summary, key
 from fedfm.strategies.fedavg import FedAvg
 
 
@@ -23,10 +23,10 @@ from fedfm.strategies.fedavg import FedAvg
 class FedProx(FedAvg):
     """FedAvg with a proximal term at the sites. `proximal_mu`: mu; 0 is FedAvg to the bit."""
 
-    summary: ClassVar[Summary] = Summary("Li et al. 2020, arxiv.org/abs/1812.06127", "all sites", "none", "1x")
-    proximal_mu: float = 0.01
+    summary: ClassVar[Summary] = Summary("global", "Li 2020, arXiv:1812.06127", "all sites", "none", "1x")
+    proximal_mu: float = key(0.01)
 
-    def correct(self, theta: Any, grad: Any, received: Any, site_state: Any) -> Any:
+    def correct(self, theta: Any, grad: Any, received: Any, rows: SiteRows) -> Any:
         if self.proximal_mu == 0:
             return grad
         return grad + self.proximal_mu * (theta - received)

@@ -70,10 +70,10 @@ def test_a_strategy_that_must_see_each_update_gets_each(tmp_path, monkeypatch):
     seen = []
     real = FedAvg.aggregate
 
-    def watching(self, weights, updates, state, domain_weights):
+    def watching(self, weights, updates, state, round):
         updates = list(updates)
         seen.append([(update.site, update.num_examples) for update in updates])
-        return real(self, weights, iter(updates), state, domain_weights)
+        return real(self, weights, iter(updates), state, round)
 
     monkeypatch.setattr(FedAvg, "aggregate", watching)
     means = run_packed(unequal(tmp_path, "engine.sites-at-once=3"))

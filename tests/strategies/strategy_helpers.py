@@ -8,7 +8,7 @@ import numpy as np
 
 from fedfm.arrays import Arrays
 from fedfm.config import StrategyConfig
-from fedfm.strategies import Strategy, Update, make_strategy
+from fedfm.strategies import Round, Strategy, Update, make_strategy
 
 
 def strategy_named(name: str, **own: float) -> Strategy:
@@ -20,8 +20,14 @@ def aggregate(
     strategy: Strategy, weights: Arrays, updates: Sequence[Update], domain_weights: Mapping[str, float] | None = None
 ) -> Arrays:
     """The new weights after one round from a fresh state; updates are read once, as a stream."""
-    new, _ = strategy.aggregate(weights, iter(updates), strategy.start(weights), domain_weights or {})
+    new, _ = strategy.aggregate(weights, iter(updates), strategy.start(weights), round_of(updates, domain_weights))
     return new
+
+
+def round_of(updates: Sequence[Update], domain_weights: Mapping[str, float] | None = None, number: int = 1) -> Round:
+    """A round of which every registered site has sent its update."""
+    sites = {u.site: u.domain for u in updates}
+    return Round(number, 0, sites, {u.site: u.num_examples for u in updates}, domain_weights or {})
 
 
 def largest_difference(left: Arrays, right: Arrays) -> float:

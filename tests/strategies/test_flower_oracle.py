@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from strategy_helpers import largest_difference, strategy_named
+from strategy_helpers import largest_difference, round_of, strategy_named
 
 from fedfm.arrays import Arrays, add_scaled
 from fedfm.federation.flower_private import take_identity
@@ -40,7 +40,7 @@ def test_one_domain_equals_flowers_fedavg_over_several_rounds(name):
         updates = [
             Update(f"site-{k}", "text", n, step) for k, (n, step) in enumerate(zip(EXAMPLES, steps, strict=True))
         ]
-        ours, state = strategy.aggregate(ours, iter(updates), state, {"text": 1.0})
+        ours, state = strategy.aggregate(ours, iter(updates), state, round_of(updates))
         replies = [
             flower_reply(add_scaled(flowers, step), n, node)
             for node, (n, step) in enumerate(zip(EXAMPLES, steps, strict=True), 1)

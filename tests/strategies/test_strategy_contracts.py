@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategy_helpers import aggregate, largest_difference, strategy_named
+from strategy_helpers import aggregate, largest_difference, round_of, strategy_named
 
 from fedfm.arrays import Arrays
 from fedfm.config import StrategyConfig, load_config
@@ -20,6 +20,7 @@ from fedfm.strategies import STRATEGIES, Update, check_strategy, make_strategy
 
 SHAPES = {"shared/lora": (3, 2), "finance/head": (4,), "ner/head": (2, 2)}
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+every_average = pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.averages])
 
 
 def draw_arrays(draw: np.random.Generator, domain: str = "", dtype=np.float32, scale: float = 1.0) -> Arrays:
@@ -28,26 +29,40 @@ def draw_arrays(draw: np.random.Generator, domain: str = "", dtype=np.float32, s
     return {name: (scale * draw.standard_normal(SHAPES[name])).astype(dtype) for name in wanted}
 
 
+METRICS = {"loss": 0.7, "steps": 3.0, "start-loss": 0.9}  # what every site tells, and what some strategies ask for
+
+
 def draw_updates(draw: np.random.Generator, **how) -> list[Update]:
     domains = ("finance", "finance", "ner", "ner", "ner")
-    return [Update(f"s{i}", d, int(draw.integers(1, 500)), draw_arrays(draw, d, **how)) for i, d in enumerate(domains)]
+    return [
+        Update(f"s{i}", d, int(draw.integers(1, 500)), draw_arrays(draw, d, **how), METRICS)
+        for i, d in enumerate(domains)
+    ]
 
 
-@every_strategy
+@every_average
 def test_one_site_alone_gets_what_it_sent(name):
     draw = np.random.default_rng(0)
     weights, delta = draw_arrays(draw), draw_arrays(draw, "finance")
-    new = aggregate(strategy_named(name), weights, [Update("bank", "finance", 17, delta)], {"finance": 5.0})
+    new = aggregate(strategy_named(name), weights, [Update("bank", "finance", 17, delta, METRICS)], {"finance": 5.0})
     for tensor in weights:
         expected = weights[tensor] + delta.get(tensor, 0)
         assert np.allclose(new[tensor], expected, rtol=0, atol=1e-6)
 
 
 @every_strategy
+def test_the_order_of_the_updates_does_not_matter(name):
+    draw = np.random.default_rng(9)
+    strategy, weights = strategy_named(name), draw_arrays(draw)
+    updates = draw_updates(draw)
+    assert largest_difference(aggregate(strategy, weights, updates), aggregate(strategy, weights, updates[::-1])) < 1e-6
+
+
+@every_average
 def test_equal_updates_are_their_own_mean(name):
     draw = np.random.default_rng(1)
     weights, delta = draw_arrays(draw), draw_arrays(draw, "ner")
-    updates = [Update(f"s{i}", "ner", n, delta) for i, n in enumerate((1, 20, 300))]
+    updates = [Update(f"s{i}", "ner", n, delta, METRICS) for i, n in enumerate((1, 20, 300))]
     alone = aggregate(strategy_named(name), weights, updates[:1])
     assert largest_difference(aggregate(strategy_named(name), weights, updates), alone) < 1e-6
 
@@ -60,9 +75,9 @@ def test_weights_stay_finite_and_keep_names_shapes_and_dtypes(name, seed, scale,
     strategy, weights = strategy_named(name), draw_arrays(draw)
     state = strategy.start(weights)
     for _ in range(rounds):
-        weights, state = strategy.aggregate(
-            weights, iter(draw_updates(draw, scale=scale)), state, {"finance": 0.3, "ner": 2.0}
-        )
+        updates = draw_updates(draw, scale=scale)
+        about = round_of(updates, {"finance": 0.3, "ner": 2.0})
+        weights, state = strategy.aggregate(weights, iter(updates), state, about)
     assert {n: (v.shape, v.dtype) for n, v in weights.items()} == {n: (s, np.float32) for n, s in SHAPES.items()}
     assert all(np.isfinite(value).all() for value in weights.values())
 
@@ -73,8 +88,8 @@ def test_aggregating_changes_nothing_that_it_was_given(name):
     strategy, weights, updates = strategy_named(name), draw_arrays(draw), draw_updates(draw)
     state = strategy.start(weights)
     given_before = copy.deepcopy((weights, updates, state))
-    first = strategy.aggregate(weights, iter(updates), state, {"ner": 2.0})
-    second = strategy.aggregate(weights, iter(updates), state, {"ner": 2.0})
+    first = strategy.aggregate(weights, iter(updates), state, round_of(updates, {"ner": 2.0}))
+    second = strategy.aggregate(weights, iter(updates), state, round_of(updates, {"ner": 2.0}))
     assert largest_difference(first[0], second[0]) == 0  # pure: no memory but the state
     assert largest_difference(weights, given_before[0]) == 0
     for old, new in zip(given_before[1], updates, strict=True):
@@ -88,12 +103,12 @@ def test_the_state_survives_a_checkpoint(name, tmp_path):
     draw = np.random.default_rng(3)
     strategy, weights = strategy_named(name), draw_arrays(draw)
     first, second = draw_updates(draw), draw_updates(draw)
-    weights, state = strategy.aggregate(weights, iter(first), strategy.start(weights), {})
+    weights, state = strategy.aggregate(weights, iter(first), strategy.start(weights), round_of(first))
     save_checkpoint(tmp_path / "state.safetensors", Checkpoint(weights, state, weights))
     loaded = load_checkpoint(tmp_path / "state.safetensors")
     assert loaded is not None
-    straight, _ = strategy.aggregate(weights, iter(second), state, {})
-    resumed, _ = strategy_named(name).aggregate(loaded.weights, iter(second), loaded.state, {})
+    straight, _ = strategy.aggregate(weights, iter(second), state, round_of(second, number=2))
+    resumed, _ = strategy_named(name).aggregate(loaded.weights, iter(second), loaded.state, round_of(second, number=2))
     assert largest_difference(straight, resumed) == 0
 
 
