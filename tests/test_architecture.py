@@ -26,7 +26,7 @@ MAY_IMPORT = {  # room -> the rooms that it may import, itself apart
     "config": {"errors"},
     "domains": GROUND,
     "models": GROUND | {"domains"},
-    "training": GROUND | {"domains", "models"},
+    "training": GROUND | {"domains", "models", "strategies"},  # of strategies the contract, base.py
     "strategies": GROUND,
     "results": GROUND,
     "federation": GROUND | {"domains", "models", "training", "strategies", "results"},

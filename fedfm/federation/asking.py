@@ -16,8 +16,10 @@ from fedfm.errors import RunError
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.exchange import exchange, in_order
 from fedfm.federation.journal import Journal
-from fedfm.federation.messages import Answer, Order, read_answer, to_record, write_order
+from fedfm.federation.messages import Answer, Order, join_more, read_answer, to_record, write_order
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
+from fedfm.strategies import Strategy
+from fedfm.strategies.base import State
 
 Packed = dict[str, ArrayRecord]  # domain -> what its sites are sent
 
@@ -26,15 +28,15 @@ class Sites:
     """Who is asked, and how.
 
     `names`: domain -> names of the tensors that its sites are sent. `rows`: domain -> how many of its sites train at
-    once. `each`: the strategy must see every site's update, not the means of packs.
+    once.
     """
 
     def __init__(
         self, grid: Grid, config: RunConfig, roll: Roll, names: dict[str, list[str]], journal: Journal,
-        rows: Mapping[str, int], each: bool,
+        rows: Mapping[str, int], strategy: Strategy,
     ):  # fmt: skip
         self.grid, self.config, self.roll, self.names, self.journal = grid, config, roll, names, journal
-        self.rows, self.each = rows, each
+        self.rows, self.strategy = rows, strategy
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
@@ -42,35 +44,48 @@ class Sites:
     def domain_of(self, site: str) -> str:
         return self.roll.cards[site].domain
 
-    def pack(self, weights: Arrays) -> Packed:
-        """The messages' records of weights, one a domain, shared by the messages to all of its sites."""
-        return {d: to_record({name: weights[name] for name in names}) for d, names in self.names.items()}
+    def own_model(self, split: str) -> str:
+        """How sites come to a model of their own to score on `split`, as in `Order.model`; "" where they have none."""
+        if self.strategy.tunes_after and split == "test":
+            return "tuned"
+        keeps = "personal" in self.strategy.keeps or "private" in self.config.sharing.values()
+        return "personal" if keeps else ""
 
-    def expected(self, weights: Arrays, site: str) -> Arrays:
-        """The tensors that a site was sent: what its update must look like."""
-        return {name: weights[name] for name in self.names[self.domain_of(site)]}
+    def pack(self, weights: Arrays, state: State) -> Packed:
+        """The messages' records of weights, one a domain, shared by the messages to all of its sites."""
+        along = {what: state[what] for what in self.strategy.sends if what in state}
+        return {domain: to_record(_of_domain(weights, along, names)) for domain, names in self.names.items()}
+
+    def expected(self, weights: Arrays, site: str, round: int) -> Arrays:
+        """The tensors whose change a site sends in a round: what its update must look like."""
+        names = self.names[self.domain_of(site)]
+        return {name: weights[name] for name in names if self.strategy.shares(name, round)}
 
     def train(self, sites: Sequence[str], round: int, packed: Packed) -> Iterator[Answer]:
         """Answers of the packs that the sites form, in the packs' order, one at a time."""
         packs = packs_to_train(sites, self.roll, self.config, self.rows)
         return self._ask("train", packs, round, packed)
 
-    def evaluate(self, round: int, packed: Packed, split: str) -> Iterator[Answer]:
-        """Answers of all sites about one split, as `train`."""
-        packs = packs_to_score(self.roll.cards, self.roll, split, self.together)
-        return self._ask("evaluate", packs, round, packed, split)
+    def evaluate(
+        self, round: int, packed: Packed, split: str, model: str = "global", sites: Sequence[str] = ()
+    ) -> Iterator[Answer]:
+        """Answers of all sites, or of `sites`, about one split, as `train`. `model`: see `Order`."""
+        packs = packs_to_score(sites or self.roll.cards, self.roll, split, self.together)
+        return self._ask("evaluate", packs, round, packed, split, model)
 
-    def _ask(self, kind: str, packs: Sequence[Pack], round: int, packed: Packed, split: str = "") -> Iterator[Answer]:
+    def _ask(
+        self, kind: str, packs: Sequence[Pack], round: int, packed: Packed, split: str = "", model: str = "global"
+    ) -> Iterator[Answer]:
         phase = split or kind
         self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, packs)))
-        orders = {pack: self._order(kind, pack, round, packed, split) for pack in packs}
+        orders = {pack: self._order(kind, pack, round, packed, split, model) for pack in packs}
         return (answer for _, answer in in_order(self._answers(orders, round, phase), packs))
 
-    def _order(self, kind: str, pack: Pack, round: int, packed: Packed, split: str) -> Message:
+    def _order(self, kind: str, pack: Pack, round: int, packed: Packed, split: str, model: str) -> Message:
         domain = self.domain_of(pack[0])
         order = Order(
-            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
-            work_of(pack, self.roll, self.config), self.folder,
+            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.strategy.each,
+            work_of(pack, self.roll, self.config), self.folder, model,
         )  # fmt: skip
         return write_order(kind, order, packed[domain], self.roll.nodes[pack[0]])
 
@@ -90,3 +105,9 @@ class Sites:
                 "site-finished", [fields | {"site": site, "seconds": s} for site, s in zip(pack, seconds, strict=True)]
             )
             yield pack, replace(answer, sites=pack)
+
+
+def _of_domain(weights: Arrays, along: Mapping[str, Arrays], names: Sequence[str]) -> Arrays:
+    """What a domain's sites are sent: their tensors, and what the strategy sends along of the same names."""
+    more = {what: {name: arrays[name] for name in names if name in arrays} for what, arrays in along.items()}
+    return join_more({name: weights[name] for name in names}, more)

@@ -19,6 +19,7 @@ from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Proble
 from fedfm.federation.exchange import exchange
 from fedfm.federation.messages import SiteCard, read_cards, write_query
 from fedfm.profiling import phase
+from fedfm.strategies import make_strategy
 
 WAIT_SECONDS = 120.0
 
@@ -130,9 +131,13 @@ def _tag_order(label: str) -> tuple[bool, str, str]:
 
 @phase("load")
 def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list[str]]]:
-    """The weights of round 0 by grouped name, and for each domain the names that its sites are sent."""
+    """The weights of round 0 by grouped name, and for each domain the names that its sites are sent.
+
+    What no round trains stays as every site knows it from the start, and is in no message.
+    """
     from fedfm.models.site_model import build_model, group_names, start_weights
 
+    strategy = make_strategy(config.strategy)
     weights: Arrays = {}
     names: dict[str, list[str]] = {}
     unlike: dict[str, None] = {}
@@ -142,7 +147,7 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
         sent = {full: values[name] for name, full in grouped.items() if not full.startswith("private/")}
         unlike |= dict.fromkeys(n for n in sent if n in weights and weights[n].shape != sent[n].shape)
         weights |= sent
-        names[domain] = sorted(sent)
+        names[domain] = sorted(full for full in sent if strategy.shares(full))
     if unlike:
         what = f"tensors that the domains share have other shapes in other domains: {', '.join(unlike)}"
         raise ConfigError(what, where="sharing", mend='move them with a pattern = "domain", or "private"')

@@ -12,7 +12,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
-from fedfm.federation.messages import Answer
+from fedfm.federation.messages import Answer, split_more
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.strategies import Update
 
@@ -67,7 +67,7 @@ class Intake:
     def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
         told = {site: numbers_of(answer, site) for site in sent}
-        each = self.sites.each
+        each = self.sites.strategy.each
         try:
             parts = _parts(answer.arrays, sent, each)
         except (IndexError, ValueError, TypeError) as error:
@@ -83,14 +83,19 @@ class Intake:
             if len(names) > 1:
                 losses = [told[name]["loss"] for name in names]
                 metrics = {"loss": float(np.average(losses, weights=examples))}
-            updates.append(Update("+".join(names), domain, sum(examples), arrays, metrics))
+            delta, more = split_more(arrays)
+            updates.append(Update("+".join(names), domain, sum(examples), delta, metrics, more))
         return updates, refused
 
     def _reason(self, site: str, arrays: Arrays, told: Mapping[str, float], is_mean: bool) -> str:
-        expected = self.sites.expected(self.weights, site)
+        expected = self.sites.expected(self.weights, site, self.count.number)
         examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
         dtype = np.dtype(np.float64) if is_mean else None
-        reason = reason_to_leave_out(arrays, expected, examples, loss, self.config.screening.max_norm, dtype)
+        delta, more = split_more(arrays)
+        reason = reason_to_leave_out(delta, expected, examples, loss, self.config.screening.max_norm, dtype)
+        for what in self.sites.strategy.returns if not reason else ():
+            beside = reason_to_leave_out(more.get(what, {}), expected, examples, loss, 0.0, dtype)
+            reason = f"{what}: {beside}" if beside else ""
         held = self.sites.roll.cards[site].num_examples("train")
         if not reason and examples > held:
             reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"

@@ -34,22 +34,24 @@ class Journal:
         for event in self.folder.events(kind, rows):
             self.listen(event)
 
-    def score(
-        self, round: int, scope: str, name: str, domain: str, split: str, values: Mapping[str, float], examples: int
-    ) -> None:
-        """Rows of metrics.csv, one for each metric in `values`."""
-        self.scores(round, scope, [(name, domain, split, values, examples)])
+    def scores(
+        self, round: int, scope: str, rows: Sequence[tuple[str, str, str, Mapping[str, float], int]],
+        model: str = "global",
+    ) -> None:  # fmt: skip
+        """Rows of metrics.csv, one for each metric of each (name, domain, split, values, examples), in one write.
 
-    def scores(self, round: int, scope: str, rows: Sequence[tuple[str, str, str, Mapping[str, float], int]]) -> None:
-        """As `score` for each (name, domain, split, values, examples), in one write."""
+        `model`: "global", or "personal" for scores of what each site has made its own; they are never mixed.
+        """
         self.folder.add_metrics(
             {"round": round, "scope": scope, "name": name, "domain": domain, "split": split}
-            | {"metric": metric, "value": value, "num_examples": examples}
+            | {"metric": metric, "value": value, "num_examples": examples, "model": model}
             for name, domain, split, values, examples in rows
             for metric, value in values.items()
         )
 
-    def announce(self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None) -> None:
+    def announce(
+        self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None, shown: str
+    ) -> None:
         """The first event of a run, what run.json says of its sites, and what the sites warn of."""
         cards = {name: roll.cards[name] for name in sorted(roll.cards)}
         sites = {
@@ -63,7 +65,7 @@ class Journal:
             "run-started", run=self.folder.path.name, strategy=config.strategy.name, engine=config.engine.name,
             seed=config.seed, rounds=config.rounds, body=in_words(config.body), sites=roll.site_domains(),
             primary=primary, bytes_per_site={"down": bytes_per_site, "up": bytes_per_site}, generated=generated,
-            resumed_from=resumed_from,
+            resumed_from=resumed_from, shown=shown,
         )  # fmt: skip
         for (domain, sentence), names in _warnings(cards).items():
             of_all = len(names) > 1 and len(names) == sum(card.domain == domain for card in cards.values())

@@ -4,6 +4,8 @@
     train     down: shared and domain tensors, the order        up: the change of those tensors, losses, sizes
     evaluate  down: the same tensors, which split               up: tallies (see training.metrics)
 
+Some strategies send more beside the tensors, both ways, of the same names and shapes: `<what>><group>/<tensor>`.
+
 An order names one site. In a simulation, where one process plays many sites of a domain, it names a pack of them: they
 train as rows of one matrix, and what comes up is the mean of their changes by examples, or each of them where the
 strategy must see each.
@@ -31,6 +33,7 @@ from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
 from fedfm.profiling import phase
 
+MORE = ">"  # between what a strategy sends beside the weights and the tensor's name
 NUMPY = "numpy.ndarray"  # Flower's name for arrays that travel as .npy files
 
 
@@ -73,6 +76,8 @@ class Order:
     each: bool = False
     work: float = 0.0
     folder: str = ""
+    model: str = "global"  # evaluate only: "global" (as a new site has it), "personal" or "tuned" (the site's own)
+    shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
     fields = {
         "sites": list(order.sites), "round": order.round, "split": order.split, "config": order.config,
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
-        "folder": order.folder,
+        "folder": order.folder, "model": order.model, "shares": list(order.shares),
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
@@ -181,6 +186,7 @@ def read_order(message: Message) -> tuple[Order, Arrays]:
     order = Order(
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
+        str(record["model"]), tuple(record["shares"]),
     )  # fmt: skip
     return order, from_record(message.content["weights"])
 
@@ -213,6 +219,21 @@ def read_answer(reply: Message) -> Answer:
         return Answer((), problem=error)
     except Exception as error:  # whatever a site sends must not end the run of the others
         return Answer((), problem=errors.RunError(f"its answer cannot be read: {type(error).__name__}: {error}"))
+
+
+def split_more(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Arrays]]:
+    """The tensors themselves, and what stands beside them: what -> tensors."""
+    own: Arrays = {}
+    more: dict[str, Arrays] = {}
+    for name, value in arrays.items():
+        what, mark, inner = name.rpartition(MORE)
+        (more.setdefault(what, {}) if mark else own)[inner] = value
+    return own, more
+
+
+def join_more(arrays: Mapping[str, np.ndarray], more: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
+    """The inverse of `split_more`."""
+    return dict(arrays) | {f"{what}{MORE}{n}": v for what, inner in more.items() for n, v in inner.items()}
 
 
 def write_problem(error: FedfmError, message: Message) -> Message:

@@ -27,7 +27,7 @@ def rows_of_domains(config: RunConfig, roll: Roll, before: Mapping[str, int] | N
 
 
 def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
-    from fedfm.federation.site import pick_device
+    from fedfm.federation.workbench import pick_device
     from fedfm.models.site_model import build_model
     from fedfm.training.budget import free_bytes, sites_at_once
     from fedfm.training.matrix import ClientMatrix

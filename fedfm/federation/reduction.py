@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedfm.arrays import Arrays
-from fedfm.federation.messages import Order
+from fedfm.federation.messages import Order, join_more
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.profiling import phase
 
@@ -37,16 +37,20 @@ class Reduction:
         self._examples = 0
 
     @phase("move")
-    def add(self, sites: Sequence[tuple[str, int, float]], start: Tensor) -> dict[str, int]:
-        """Take in the first rows of the matrix, for each (site, examples, loss); `start`: what they began with [k, P].
+    def add(self, sites: Sequence[tuple[str, int, float]], leaves: Mapping[str, Tensor]) -> dict[str, int]:
+        """Take in what leaves the first rows of the matrix, for each (site, examples, loss).
 
+        `leaves`: "delta" `[k, P]`, and what else the strategy returns, which goes up where every site's own is wanted.
         Returns site -> row of those whose round counts, so that they may keep what is private.
         """
-        change = self.matrix.theta[: len(sites)] - start
+        change = leaves["delta"]
         finite = change.isfinite().all(dim=1).tolist()
         kept = {site: row for row, (site, _, _) in enumerate(sites) if finite[row]}
         if not self.is_mean:
-            self._changes += [self._arrays(row) for row in change.cpu().numpy()]
+            more = {what: rows.cpu().numpy() for what, rows in leaves.items() if what != "delta"}
+            for row, vector in enumerate(change.cpu().numpy()):
+                beside = {what: self._arrays(rows[row]) for what, rows in more.items()}
+                self._changes.append(join_more(self._arrays(vector), beside))
             return kept
         used = []
         for row, (site, examples, loss) in enumerate(sites):

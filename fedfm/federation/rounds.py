@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
 
-from fedfm.arrays import non_finite, sha256
+from fedfm.arrays import Arrays, non_finite, sha256
 from fedfm.config import RunConfig
 from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Sites
@@ -60,9 +60,14 @@ class RoundLoop:
             refuse_changed_data(roll, self.folder.info["sites"])
         rows = rows_of_domains(self.config, roll, self.folder.info.get("sites_at_once"))
         self.folder.update(sites_at_once=rows)
-        self.sites = Sites(self.grid, self.config, roll, names, self.journal, rows, self.strategy.each)
-        largest = max((record.count_bytes() for record in self.sites.pack(start).values()), default=0)
-        self.journal.announce(self.config, roll, largest, now.progress.round if now else None)
+        self.sites = Sites(self.grid, self.config, roll, names, self.journal, rows, self.strategy)
+        largest = max(
+            (record.count_bytes() for record in self.sites.pack(start, self.strategy.start(start)).values()), default=0
+        )
+        shown = "personal" if self.sites.own_model("validation") else "global"
+        self.journal.announce(self.config, roll, largest, now.progress.round if now else None, shown)
+        for sentence in self.strategy.advice(self.config):
+            self.journal.warn_once(sentence)
         for pattern in idle_patterns(self.config, roll):
             self.journal.warn_once(f'the pattern "{pattern}" of [sharing] matches no tensor, and does nothing')
         self.folder.truncate_after(now.progress.round if now else -1)
@@ -80,7 +85,7 @@ class RoundLoop:
     def _round(self, now: Checkpoint) -> Checkpoint:
         count = Count(number=now.progress.round + 1, started=time.perf_counter())
         asked = sample_sites(self.sites.roll.site_domains(), self.config.sampling, self.config.seed, count.number)
-        packed = self.sites.pack(now.weights)
+        packed = self.sites.pack(now.weights, now.state)
         updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked)
         with phase("aggregate"):  # which takes the updates as they come: their own phases stop its clock
             weights, state = self.strategy.aggregate(now.weights, updates, now.state, self._about(count.number))
@@ -108,21 +113,25 @@ class RoundLoop:
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights if they are due, write the round's row, keep the best weights, save the checkpoint."""
         is_due = count.number % self.config.evaluation.every == 0 or count.number == self.config.rounds
-        scores = score(self.sites, new.weights, count.number, "validation") if is_due else Scores()
-        row, old = count.row(), new.progress
+        scores = self._score(new.weights, count.number, "validation") if is_due else Scores()
+        row, old = count.row() | new.state.get("told", {}), new.progress
         progress = replace(
             old, round=count.number, seconds=old.seconds + row["seconds"],
             bytes_down=old.bytes_down + count.bytes_down, bytes_up=old.bytes_up + count.bytes_up,
         )  # fmt: skip
-        best, watched = new.best, scores.watched(self.config.early_stopping.metric)
+        best, watched = new.best, scores.shown.watched(self.config.early_stopping.metric)
         if count.number == 0 or watched > old.best_score:
             known = -math.inf if math.isnan(watched) else watched  # no score at all is beaten by any
             best, progress = new.weights, replace(progress, best_round=count.number, best_score=known)
         self.folder.add_round(row)
         after = Checkpoint(new.weights, new.state, best, progress)
         save_checkpoint(self.file, after)
-        self.journal.tell("round-finished", **row, scores=scores.primary, mean=scores.mean, worst=scores.worst)
+        shown = scores.shown
+        self.journal.tell("round-finished", **row, scores=shown.primary, mean=shown.mean, worst=shown.worst)
         return after
+
+    def _score(self, weights: Arrays, number: int, split: str) -> Scores:
+        return score(self.sites, self.sites.pack(weights, {}), number, split)
 
     def _finish(self, now: Checkpoint, status: str) -> Scores:
         """Test once, save the model, close the run folder. With early stopping the best round's weights are final."""
@@ -132,21 +141,22 @@ class RoundLoop:
         model = self.folder.path / "model"
         save_cards(model, self.sites.roll)
         save_file(weights, model / "weights.safetensors")
-        scores = score(self.sites, weights, number, "test")
+        scores = self._score(weights, number, "test")
+        personal = scores.personal and scores.personal.by_domain
         reports = self.folder.path / "reports"
         reports.mkdir(exist_ok=True)
-        for domain, text in scores.reports.items():
+        for domain, text in scores.shown.reports.items():
             origin = "generated data\n" if domain in self.folder.info["generated"] else ""
             (reports / f"{domain}.txt").write_text(origin + text, encoding="utf-8")
         self.folder.update(
             status=status, rounds=progress.round, best_round=progress.best_round, final_round=number,
-            final=scores.by_domain, final_weights_sha256=sha256(weights), seconds=round(progress.seconds, 3),
-            bytes_down=progress.bytes_down, bytes_up=progress.bytes_up,
+            final=scores.by_domain, final_personal=personal, final_weights_sha256=sha256(weights),
+            seconds=round(progress.seconds, 3), bytes_down=progress.bytes_down, bytes_up=progress.bytes_up,
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         self.journal.tell(
             "run-finished", status=status, rounds=progress.round, seconds=progress.seconds, final=scores.by_domain,
-            folder=str(self.folder.path),
+            personal=personal, folder=str(self.folder.path),
         )  # fmt: skip
         return scores
 

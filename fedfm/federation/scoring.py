@@ -1,4 +1,8 @@
-"""Scores of one set of weights: every site on its own split, every domain on its sites' examples pooled."""
+"""Scores of one set of weights: every site on its own split, every domain on its sites' examples pooled.
+
+Where sites make part of the model, or a model beside it, their own, there are two scores, which are never mixed: of the
+global model, as a site that is new would have it, and of the personal ones, each on its own site's examples.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from fedfm.arrays import Arrays
-from fedfm.federation.asking import Sites
+from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.messages import Answer
 from fedfm.profiling import phase
 from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, pool, unstack
@@ -15,11 +18,20 @@ from fedfm.training.metrics import PRIMARY, Tally, classification_report, metric
 
 @dataclass
 class Scores:
-    """`by_domain`: domain -> all its metrics; `reports`: domain -> classification report, as text."""
+    """`by_domain`: domain -> all its metrics; `reports`: domain -> classification report, as text.
+
+    `personal`: the same of the models that the sites have made their own; None where there are none.
+    """
 
     by_domain: dict[str, dict[str, float]] = field(default_factory=dict)
     primary: dict[str, float] = field(default_factory=dict)
     reports: dict[str, str] = field(default_factory=dict)
+    personal: Scores | None = None
+
+    @property
+    def shown(self) -> Scores:
+        """The scores of the models that sites would use: their own, where they have such."""
+        return self.personal or self
 
     @property
     def mean(self) -> float:
@@ -40,11 +52,19 @@ class Scores:
         return [score for score in self.primary.values() if not math.isnan(score)]
 
 
+def score(sites: Sites, packed: Packed, round: int, split: str) -> Scores:
+    """Ask the sites for their tallies of a model on `split`; write site, domain and federation rows."""
+    scores = _score(sites, packed, round, split, "global")
+    if model := sites.own_model(split):
+        scores.personal = _score(sites, packed, round, split, model)
+    return scores
+
+
 @phase("evaluate")
-def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
-    """Ask the sites for their tallies of `weights` on `split`; write site, domain and federation rows."""
+def _score(sites: Sites, packed: Packed, round: int, split: str, model: str) -> Scores:
     journal, counted = sites.journal, {}
-    for answer in sites.evaluate(round, sites.pack(weights), split):
+    column = "global" if model == "global" else "personal"
+    for answer in sites.evaluate(round, packed, split, model):
         domain = sites.domain_of(answer.sites[0])
         tallies, unscored = _tallies(answer)
         rows = []
@@ -57,16 +77,16 @@ def score(sites: Sites, weights: Arrays, round: int, split: str) -> Scores:
                 unscored[site] = str(error)
                 continue
             rows.append((site, domain, split, values, tally.num_examples))
-        journal.scores(round, "site", rows)
+        journal.scores(round, "site", rows, column)
         for site, reason in unscored.items():
             journal.tell("warning", message=f"round {round}: no {split} score of site {site}: {reason}")
     pooled = {domain: pool(tallies) for domain, tallies in counted.items()}
     scores = _pool(sites, pooled)
-    for domain, values in scores.by_domain.items():
-        journal.score(round, "domain", domain, domain, split, values, pooled[domain].num_examples)
+    rows = [(d, d, split, values, pooled[d].num_examples) for d, values in scores.by_domain.items()]
+    journal.scores(round, "domain", rows, column)
     examples = sum(tally.num_examples for tally in pooled.values())
     summary = {"mean": scores.mean, "worst": scores.worst}
-    journal.score(round, "federation", "federation", "", split, summary, examples)
+    journal.scores(round, "federation", [("federation", "", split, summary, examples)], column)
     return scores
 
 

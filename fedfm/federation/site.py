@@ -9,68 +9,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedfm.arrays import Arrays
-from fedfm.config import RunConfig
-from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError
 from fedfm.federation.messages import Answer, Order
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
-from fedfm.federation.site_store import read_private, save_private
-from fedfm.profiling import phase
+from fedfm.federation.workbench import Workbench, workbench
+
+if TYPE_CHECKING:
+    from fedfm.training.fit import SiteWork
 
 
 def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     """Local training of every site of the pack: their changes, and what is told about each site."""
-    from fedfm.strategies import make_strategy
-    from fedfm.training.fit import SiteWork, fit
+    from fedfm.training.local_round import train_round
 
-    config, bench = parse_config(order.config), _workbench(order)
-    told = _Told(order)
-    works = []
-    for site in order.sites:
-        features = told.read(site, lambda site=site: _features(order, site, "train", bench))
-        if features is not None:
-            works.append(SiteWork(site, features, config.seed, order.round))
-    correct, local = make_strategy(config.strategy).correct, config.local_for(order.card.domain)
-    shared = {name: full for name, full in bench.grouped.items() if not full.startswith("private/")}
-    reduction = Reduction(order, bench.matrix, shared, config.screening.max_norm)
+    config, bench = parse_config(order.config), workbench(order)
+    told, reduction = (
+        _Told(order),
+        Reduction(order, bench.matrix, bench.sent_up(order.round), config.screening.max_norm),
+    )
+    works = _works(order, bench, told)
     for first in range(0, len(works), bench.matrix.rows):
         part = works[first : first + bench.matrix.rows]
-        start = _load(order, received, [work.site for work in part], bench)
-        losses = fit(bench.matrix, part, local, correct)
-        for work, loss in zip(part, losses, strict=True):
-            told.say(work.site, loss=loss, truncated=work.features.truncated, **{"num-examples": len(work.features)})
-        rows = [(work.site, len(work.features), loss) for work, loss in zip(part, losses, strict=True)]
-        _keep_private(order, reduction.add(rows, start), bench)
+        sites = [work.site for work in part]
+        bench.load(order, received, sites)
+        kept, sent = bench.kept(order, sites), bench.sent_along(received)
+        done = train_round(bench.matrix, part, config.local_for(order.card.domain), bench.strategy, kept, sent)
+        for work, metrics in zip(part, done.metrics, strict=True):
+            told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
+        rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
+        bench.keep(order, reduction.add(rows, done.leaves), done.kept)
     told.left_out |= reduction.left_out
     return told.answer(reduction.arrays())
 
 
 def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
-    """The tallies of the received model on one split of every site, with what is private there."""
+    """The tallies of the received model on one split of every site: as it came, or as each site has made it its own."""
     from fedfm.training.evaluation import evaluate as tallies_of
     from fedfm.training.metrics import stack
 
-    bench, told = _workbench(order), _Told(order)
+    bench, told = workbench(order), _Told(order)
     splits = {}
     for site in order.sites:
-        features = told.read(site, lambda site=site: _features(order, site, order.split, bench))
+        features = told.read(site, lambda site=site: site_features(order, site, order.split, bench.model, bench.body))
         if features is not None:
             splits[site] = features
             told.say(site, **{"num-examples": len(features)})
-    # one model for all, or one for each where something of it is private
-    groups = [[site] for site in splits] if _private_names(order, bench) else [list(splits)] if splits else []
+    # one model for all, or one for each
+    groups = [list(splits)] if order.model == "global" and splits else [[site] for site in splits]
     tallies = []
     for sites in groups:
-        _load(order, received, sites[:1], bench)
+        bench.load(order, received, sites[:1])
+        if order.model != "global":
+            _make_own(order, bench, sites[0], told)
         tallies += tallies_of(bench.model, [splits[site] for site in sites])
     return told.answer(stack(tallies) if tallies else {})
+
+
+def _make_own(order: Order, bench: Workbench, site: str, told: _Told) -> None:
+    """Put the site's own model into the first row: what it keeps, or what it makes of the received one by tuning."""
+    from fedfm.strategies import Pass, Strategy
+    from fedfm.training.local_round import train_round
+
+    if "personal" in bench.strategy.keeps:
+        bench.matrix.theta[:1] = bench.kept(order, [site])["personal"]
+    if order.model == "tuned" and (works := _works(order, bench, told, (site,))):
+        tuning = Pass(epochs=bench.strategy.tunes_after)
+        local = parse_config(order.config).local_for(order.card.domain)
+        train_round(bench.matrix, works, local.model_copy(update={"epochs": tuning.epochs}), Strategy())
+
+
+def _works(order: Order, bench: Workbench, told: _Told, sites: Sequence[str] = ()) -> list[SiteWork]:
+    """The sites' training splits, with the draws of the round; those whose data are refused are left out."""
+    from fedfm.training.fit import SiteWork
+
+    seed, works = parse_config(order.config).seed, []
+    shares = dict(zip(order.sites, order.shares, strict=False))
+    for site in sites or order.sites:
+        features = told.read(site, lambda site=site: site_features(order, site, "train", bench.model, bench.body))
+        if features is not None:
+            works.append(SiteWork(site, features, seed, order.round, shares.get(site, 1.0)))
+    return works
 
 
 @dataclass
@@ -97,75 +121,3 @@ class _Told:
         rows = [self.metrics.get(site, {}) for site in self.order.sites]
         columns = {name: [row.get(name, np.nan) for row in rows] for name in names}
         return Answer(self.order.sites, arrays, columns, self.left_out)
-
-
-class _Workbench:
-    """The model of a domain in this process, with its client matrix."""
-
-    def __init__(self, config: RunConfig, card: DomainCard, rows: int):
-        from fedfm.models.body import load_body
-        from fedfm.models.site_model import build_model, group_names
-        from fedfm.training.matrix import ClientMatrix
-
-        self.model = build_model(config, card, pick_device(config))
-        self.matrix = ClientMatrix(self.model, rows)
-        self.body = load_body(config)
-        self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
-
-
-def pick_device(config: RunConfig) -> str:
-    """The device that `engine.device` means on this machine."""
-    import torch
-
-    if config.engine.device != "auto":
-        return config.engine.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _workbench(order: Order) -> _Workbench:
-    import torch
-
-    # The default, all cores, is slow where cores are shared. Set for every piece of work: sums depend on it, and
-    # another run in this process may have set another number.
-    torch.set_num_threads(parse_config(order.config).engine.threads)
-    return _cached_workbench(order.config, order.card, order.rows)
-
-
-@lru_cache(maxsize=8)
-def _cached_workbench(config: str, card: DomainCard, rows: int) -> _Workbench:
-    return _Workbench(parse_config(config), card, rows)
-
-
-def _features(order: Order, site: str, split: str, bench: _Workbench):
-    return site_features(order, site, split, bench.model, bench.body)
-
-
-def _private_names(order: Order, bench: _Workbench) -> list[str]:
-    return [name for name, full in bench.grouped.items() if full.startswith("private/")]
-
-
-def _store(order: Order) -> Path:
-    return Path(order.folder) / "checkpoint" / "sites"
-
-
-@phase("move")
-def _load(order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str], bench: _Workbench):
-    """Put what was received, and what each site keeps to itself, into the first rows; returns a copy of them [k, P]."""
-    from fedfm.models.site_model import start_weights
-
-    matrix, private = bench.matrix, _private_names(order, bench)
-    matrix.load(0, {name: received[full] for name, full in bench.grouped.items() if name not in private})
-    matrix.spread(0, len(sites))
-    last = order.round if order.split else order.round - 1
-    for row, site in enumerate(sites if private else ()):
-        kept = read_private(_store(order), site, last) or start_weights(bench.model, parse_config(order.config).seed)
-        matrix.load(row, {name: kept[name] for name in private})
-    return matrix.theta[: len(sites)].clone()
-
-
-def _keep_private(order: Order, rows: Mapping[str, int], bench: _Workbench) -> None:
-    """Save what is private of the sites whose updates are used; a site must not keep half of a round left out."""
-    private = _private_names(order, bench)
-    for site, row in rows.items() if private else ():
-        trained = bench.matrix.read(row)
-        save_private(_store(order), site, order.round, {name: trained[name] for name in private})

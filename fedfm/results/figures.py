@@ -128,7 +128,7 @@ def _metric_figure(metrics: pd.DataFrame, domain: str, metric: str) -> tuple[Fig
         note += ", star: test"
     _name_lines(axes, ends)
     figure.supxlabel(note, fontsize=8, color="#555555")
-    return figure, data[["round", "scope", "name", "split", "metric", "value", "num_examples"]]
+    return figure, data[["round", "scope", "name", "split", "metric", "value", "num_examples", "model"]]
 
 
 def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
@@ -150,7 +150,7 @@ def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Fi
         axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=2.4, marker="o", markersize=3)
         ends += _end(rows, name, colour)
     _name_lines(axes, ends)
-    return figure, data[["round", "scope", "name", "domain", "metric", "value", "num_examples"]]
+    return figure, data[["round", "scope", "name", "domain", "metric", "value", "num_examples", "model"]]
 
 
 def _line_style(number: int) -> tuple[str, str]:

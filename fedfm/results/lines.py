@@ -190,13 +190,15 @@ def outcome(finished: Event, rounds: int | None) -> str:
     return f"{words} after {amount}, {in_time(finished.get('seconds'))}"
 
 
-def final_lines(final: Mapping[str, Mapping[str, float | None]], primary: Mapping[str, str], width: int) -> list[str]:
+def final_lines(
+    final: Mapping[str, Mapping[str, float | None]], primary: Mapping[str, str], width: int, title: str = "test score"
+) -> list[str]:
     """A table of test scores: one domain a row (more where it is narrow), its primary metric first."""
     first = {domain: primary.get(domain, next(iter(scores), "")) for domain, scores in final.items()}
     main = {domain: f"{first[domain]} {in_digits(scores.get(first[domain]))}" for domain, scores in final.items()}
     wide = max([len("domain"), *(len(shorten(domain, 24)) for domain in final)])
-    wide_main = max([len("test score"), *map(len, main.values())])
-    table = ["  ".join(("domain".ljust(wide), "test score".ljust(wide_main), "other test scores"))]
+    wide_main = max([len(title), *map(len, main.values())])
+    table = ["  ".join(("domain".ljust(wide), title.ljust(wide_main), "other test scores"))]
     for domain, scores in final.items():
         start = f"{shorten(domain, 24).ljust(wide)}  {main[domain].ljust(wide_main)}  "
         others = [f"{name} {in_digits(value)}" for name, value in scores.items() if name != first[domain]]

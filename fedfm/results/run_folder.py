@@ -37,10 +37,13 @@ from fedfm.profiling import phase
 from fedfm.results.environment import environment
 from fedfm.results.files import append_lines, json_lines, plain, replace_text, whole_lines
 
-ROUND_COLUMNS = ("round", "seconds", "bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped", "loss")
+ROUND_COLUMNS = (
+    "round", "seconds", "bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped", "loss",
+    "virtual_seconds", "aggregation_error",
+)  # fmt: skip
 Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
-METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples")
-WORDS = frozenset({"scope", "name", "domain", "split", "metric"})  # all other columns hold numbers
+METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples", "model")
+WORDS = frozenset({"scope", "name", "domain", "split", "metric", "model"})  # all other columns hold numbers
 STATUSES = ("running", "finished", "early-stopped", "failed", "interrupted")
 
 

@@ -105,6 +105,8 @@ class Screen:
             self._print(line)
         if generated := event.get("generated"):
             self._print(f"generated data: {', '.join(generated)} (scores say nothing about real data)", "yellow")
+        if event.get("shown") == "personal":
+            self._print("scores: of the sites' own models, each on its own site's examples")
         self._set_columns(event.get("primary") or {})
 
     def _set_columns(self, primary: dict[str, str]) -> None:
@@ -154,10 +156,14 @@ class Screen:
             self._print(event["reason"], "red")
         if not whole and event.get("folder"):
             self._print(f"to go on: fedfm resume {event['folder']}")
-        if final := event.get("final"):
-            table = lines.final_lines(final, self._started.get("primary") or {}, self.console.width)
-            for number, line in enumerate(["", *table]):
-                self._print(line, "bold" if number == 1 else "")
+        for final, title in (
+            (event.get("final"), "test score"),
+            (event.get("personal"), "test score, sites' own models"),
+        ):
+            if final:
+                table = lines.final_lines(final, self._started.get("primary") or {}, self.console.width, title)
+                for number, line in enumerate(["", *table]):
+                    self._print(line, "bold" if number == 1 else "")
 
 
 _SHOW: dict[str, Callable[[Screen, dict[str, Any]], None]] = {

@@ -9,12 +9,32 @@ from typing import Any
 from fedfm.config import RunConfig, StrategyConfig
 from fedfm.errors import ConfigError, Problem, did_you_mean
 from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
+from fedfm.strategies.ditto import Ditto
 from fedfm.strategies.fedavg import FedAvg
+from fedfm.strategies.fedbabu import FedBABU
+from fedfm.strategies.feddyn import FedDyn
+from fedfm.strategies.fedper import FedPer
 from fedfm.strategies.fedprox import FedProx
+from fedfm.strategies.fedrep import FedRep
+from fedfm.strategies.fine_tune import FineTune
+from fedfm.strategies.local_norm import LocalNorm
+from fedfm.strategies.moon import Moon
+from fedfm.strategies.pfedme import PFedMe
+from fedfm.strategies.scaffold import Scaffold
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "feddyn": FedDyn,
+    "moon": Moon,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "fedbabu": FedBABU,
+    "local-norm": LocalNorm,
+    "ditto": Ditto,
+    "pfedme": PFedMe,
+    "fine-tune": FineTune,
 }
 
 __all__ = [

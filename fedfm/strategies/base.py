@@ -10,8 +10,9 @@ What a file of a strategy has to say is what differs from FedAvg: everything els
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -84,6 +85,14 @@ class Pass(NamedTuple):
     epochs: int = 0
     personal: bool = False
 
+    def trains(self, name: str) -> bool:
+        """Does it train the tensor? `name` as in the model, without its group."""
+        return _matches(name, self.only) and not _matches(name, self.frozen)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
 
 ALL = Pass()
 
@@ -123,6 +132,11 @@ class Strategy:
     sends: ClassVar[tuple[str, ...]] = ()  # entries of the state (Arrays) that go down beside the weights
     returns: ClassVar[tuple[str, ...]] = ()  # rows that `finish` gives to go up beside the change
     starts_with_loss: ClassVar[bool] = False  # a site scores what it received on its training data: "start-loss"
+    views: ClassVar[tuple[str, ...]] = ()  # other weights under which `pull` sees the examples: "received", or kept
+    candidates: ClassVar[tuple[str, ...]] = ()  # of `sends`: models of which a site begins from the best
+    tunes_after: ClassVar[int] = (
+        0  # epochs that each site tunes the final model on its own data, to be scored as its own
+    )
     server_learning_rate: float = key(1.0)
 
     def start(self, weights: Arrays) -> State:
@@ -140,9 +154,19 @@ class Strategy:
         """The descents that a site makes in a round, one after the other."""
         return (ALL,)
 
+    def shares(self, name: str, round: int = 0) -> bool:
+        """Do sites send their change of a shared tensor in a round (0: in any)? What no pass trains is not sent."""
+        rounds = (round,) if round else (1, 2)  # who changes the passes at all does so from round to round
+        inner = name.partition("/")[2]
+        return any(p.trains(inner) for number in rounds for p in self.passes(number) if not p.personal)
+
     def correct(self, theta: Any, grad: Any, received: Any, rows: SiteRows) -> Any:
         """The gradient that the sites in the rows of `theta` follow; all tensors `[k, P]`."""
         return grad
+
+    def pull(self, own: Any, others: Mapping[str, Any]) -> Any:
+        """A term of the loss `[N]`, of each example's vector before the head `[N, H]`: own, and under the `views`."""
+        raise NotImplementedError
 
     def finish(self, theta: Any, rows: SiteRows) -> dict[str, Any]:
         """What leaves a site after its shared passes: "delta", and what `returns` names. It updates `rows.kept`."""
@@ -182,6 +206,20 @@ def mean_of_domains(means: Mapping[str, Arrays], domain_weights: Mapping[str, fl
     for domain in sorted(means):
         between.add(means[domain], domain_weights.get(domain, 1.0))
     return between.value()
+
+
+def registered_shares(round: Round) -> Callable[[Update, str], float]:
+    """A function: the share of an update's site in the mean of a tensor over *all* registered sites that hold it."""
+    sizes: dict[str, int] = {}
+    for site, domain in round.sites.items():
+        sizes[domain] = sizes.get(domain, 0) + round.examples[site]
+
+    def share(update: Update, name: str) -> float:
+        holders = [d for d in sizes if group_of(name) in ("shared", d)]
+        between = sum(round.domain_weights.get(d, 1.0) for d in holders)
+        return round.domain_weights.get(update.domain, 1.0) / between * update.num_examples / sizes[update.domain]
+
+    return share
 
 
 def two_level_shares(updates: Iterable[Update], domain_weights: Mapping[str, float]) -> dict[str, dict[str, float]]:

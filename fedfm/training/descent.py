@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fedfm.profiling import phase
+from fedfm.strategies.base import SiteRows
 from fedfm.training.optimizers import Optimizer, clip_rows
 
 
 class Correct(Protocol):
     """The site half of a strategy: the gradient that a site follows instead of its own, `[k, P]`."""
 
-    def __call__(self, theta: Tensor, grad: Tensor, received: Tensor, site_state: Tensor | None) -> Tensor: ...
+    def __call__(self, theta: Tensor, grad: Tensor, received: Tensor, rows: SiteRows) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def descend(
     rate: Tensor,
     optimizer: Optimizer,
     correct: Correct | None = None,
-    site_state: Tensor | None = None,
+    rows: SiteRows | None = None,
+    mask: Tensor | None = None,
     clip_norm: float = 0.0,
     schedule: str = "constant",
 ) -> None:
@@ -37,13 +39,16 @@ def descend(
 
     theta, grad: the client matrix and its gradient `[K, P]`. `backward(t, k)` adds the gradient of step t (from 0) of
     the first k rows to `grad`, which holds zeros. steps: number of steps of each row, largest first. rate: learning
-    rate of each column `[P]`. A step is: gradient, the strategy's correction, clipping, optimiser.
+    rate of each column `[P]`. rows: what `correct` sees of each site; without it theta is what was received. mask:
+    True where something trains, `[P]` or `[K, P]`. A step is: gradient, correction, mask, clipping, optimiser.
     """
     if list(steps) != sorted(steps, reverse=True):
         raise ValueError(f"rows must stand in order of falling number of steps, got {list(steps)}")
-    received = theta.clone()
     state = optimizer.start(theta)
     totals = torch.tensor(steps, dtype=theta.dtype, device=theta.device)[:, None]
+    rows = rows or SiteRows(theta.clone() if correct is not None else theta)
+    rows.steps, rows.rate = totals, rate
+    trains = None if mask is None else mask.to(theta.dtype).expand_as(theta)
     for t in range(max(steps, default=0)):
         k = sum(t < count for count in steps)
         grad[:k].zero_()
@@ -51,11 +56,20 @@ def descend(
             backward(t, k)
         direction = grad[:k]
         if correct is not None:
-            site = None if site_state is None else site_state[:k]
-            direction = correct(theta[:k], direction, received[:k], site)
+            direction = correct(theta[:k], direction, rows.received[:k], rows_at(rows, t, k))
+        factor = rate * _factor(schedule, t, totals[:k])
+        if trains is not None:  # also the rate: decay must not move what does not train
+            direction, factor = direction * trains[:k], factor * trains[:k]
         if clip_norm:
             clip_rows(direction, clip_norm)
-        optimizer.step(theta[:k], direction, state, rate * _factor(schedule, t, totals[:k]), t + 1)
+        optimizer.step(theta[:k], direction, state, factor, t + 1)
+
+
+def rows_at(rows: SiteRows, step: int, k: int) -> SiteRows:
+    """The first k rows at a step, as views."""
+    kept = {name: value[:k] for name, value in rows.kept.items()}
+    sent = {name: value[:k] for name, value in rows.sent.items()}
+    return SiteRows(rows.received[:k], kept, sent, step, rows.steps[:k], rows.rate, rows.which)
 
 
 def _factor(schedule: str, t: int, totals: Tensor) -> Tensor | float:

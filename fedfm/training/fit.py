@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedfm.config import LocalConfig
 from fedfm.models.features import IGNORED, Batch, Features, collate
 from fedfm.profiling import phase
+from fedfm.strategies.base import SiteRows
+from fedfm.training.contrast import Contrast
 from fedfm.training.descent import Correct, descend
 from fedfm.training.matrix import ClientMatrix
 from fedfm.training.optimizers import make_optimizer
@@ -27,6 +30,12 @@ class SiteWork:
     features: Features
     seed: int
     round: int
+    share: float = 1.0  # of its steps that it gets to: a straggler's part
+
+    def plan(self, local: LocalConfig, draws: str = "") -> list[np.ndarray]:
+        """The index arrays of its steps; at least one where it has examples."""
+        plan = batch_plan(self.features.lengths(), local, self.generator(f"batches{draws}"))
+        return plan if self.share == 1 else plan[: max(1, round(self.share * len(plan)))]
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A generator that nothing but (seed, purpose, round, site) decides."""
@@ -41,43 +50,80 @@ def keyed_generator(seed: int, purpose: str, round: int = 0, site: str = "") -> 
 
 
 def fit(
-    matrix: ClientMatrix, works: Sequence[SiteWork], local: LocalConfig, correct: Correct | None = None
+    matrix: ClientMatrix,
+    works: Sequence[SiteWork],
+    local: LocalConfig,
+    correct: Correct | None = None,
+    rows: SiteRows | None = None,
+    mask: Tensor | None = None,
+    contrast: Contrast | None = None,
+    draws: str = "",
 ) -> list[float]:
     """Train the sites whose weights lie in the first rows of `matrix`; returns the mean training loss of each.
 
-    Rows must be loaded in the order of `works`; they are trained in order of falling number of steps and put back.
+    Rows (of the matrix, of `rows`, of `mask [P]` or `[K, P]`) stand in the order of `works`; they are trained in order
+    of falling number of steps and put back. `contrast`: what a strategy adds to each site's loss. `draws`: another word
+    gives other draws from the same keys, for a second descent in a round. Strategies' files say the rest.
     """
-    plans = [batch_plan(w.features.lengths(), local, w.generator("batches")) for w in works]
+    plans = [w.plan(local, draws) for w in works]
     order = sorted(range(len(works)), key=lambda i: -len(plans[i]))
-    draws = [works[i].generator("augment") for i in order] if local.augment else []
-    index = torch.tensor(order)
-    matrix.theta[: len(order)] = matrix.theta[: len(order)][index]
-    device, dtype = matrix.theta.device, matrix.theta.dtype
-    losses = torch.zeros(len(order), dtype=torch.float64, device=device)
-
-    def backward(step: int, active: int) -> None:
-        rows = [(works[i].features, plans[i][step]) for i in order[:active]]
-        is_image = rows[0][0].task == "image-classification"
-        with phase("move"):
-            batch = collate(rows, device, dtype, draws[:active] if is_image else ())
-        matrix.model.active.rows = active
-        with phase("forward"):
-            per_site = site_losses(matrix.model(batch.inputs), batch, active)
-        with phase("backward"):
-            per_site.sum().backward()
-        losses[:active] += per_site.detach()
-
+    sorted_works, plans = [works[i] for i in order], [plans[i] for i in order]
+    index, part = torch.tensor(order), slice(len(order))
+    matrix.theta[part] = matrix.theta[part][index]
+    inside = None if rows is None else _taken(rows, index)
+    losses = torch.zeros(len(order), dtype=torch.float64, device=matrix.theta.device)
+    augments = [w.generator(f"augment{draws}") for w in sorted_works] if local.augment else []
+    backward = _backward(matrix, sorted_works, plans, losses, augments, contrast, inside)
     rate = torch.full_like(matrix.theta[0], local.head_learning_rate)
     rate[matrix.body_columns] = local.learning_rate
-    rows = slice(len(order))
     descend(
-        matrix.theta[rows], matrix.grad[rows], backward, [len(plans[i]) for i in order], rate,
-        make_optimizer(local), correct, clip_norm=local.clip_norm, schedule=local.schedule,
+        matrix.theta[part], matrix.grad[part], backward, [len(plan) for plan in plans], rate, make_optimizer(local),
+        correct, inside, mask[index] if mask is not None and mask.dim() == 2 else mask,
+        clip_norm=local.clip_norm, schedule=local.schedule,
     )  # fmt: skip
     back = torch.argsort(index)
-    matrix.theta[rows] = matrix.theta[rows][back]
-    means = losses.cpu() / torch.tensor([max(len(plans[i]), 1) for i in order])
+    matrix.theta[part] = matrix.theta[part][back]
+    if rows is not None:
+        _put_back(rows, inside, back)
+    means = losses.cpu() / torch.tensor([max(len(plan), 1) for plan in plans])
     return means[back].tolist()
+
+
+def _backward(
+    matrix: ClientMatrix, works: Sequence[SiteWork], plans: Sequence[list[np.ndarray]], losses: Tensor,
+    augments: Sequence[np.random.Generator], contrast: Contrast | None, rows: SiteRows | None,
+) -> Callable[[int, int], None]:  # fmt: skip
+    """What `descend` calls at each step: the losses of the first rows, added to `losses`, and their gradients."""
+    device, dtype = matrix.theta.device, matrix.theta.dtype
+
+    def backward(step: int, active: int) -> None:
+        splits = [(work.features, plan[step]) for work, plan in zip(works[:active], plans, strict=False)]
+        is_image = splits[0][0].task == "image-classification"
+        with phase("move"):
+            batch = collate(splits, device, dtype, augments[:active] if is_image else ())
+        matrix.model.active.rows = active
+        with phase("forward"):
+            if contrast:
+                contrast.look(batch, rows, active)
+            per_site = site_losses(matrix.model(batch.inputs), batch, active)
+            total = per_site + contrast.loss(batch, active) if contrast else per_site
+        with phase("backward"):
+            total.sum().backward()
+        losses[:active] += per_site.detach()
+
+    return backward
+
+
+def _taken(rows: SiteRows, index: Tensor) -> SiteRows:
+    kept = {name: value[index] for name, value in rows.kept.items()}
+    sent = {name: value[index] for name, value in rows.sent.items()}
+    return SiteRows(rows.received[index], kept, sent, which=rows.which)
+
+
+def _put_back(rows: SiteRows, inside: SiteRows, back: Tensor) -> None:
+    """What the steps changed of what sites keep, in the caller's order."""
+    rows.kept |= {name: value[back] for name, value in inside.kept.items()}
+    rows.steps, rows.rate = inside.steps[back], inside.rate
 
 
 def batch_plan(lengths: np.ndarray, local: LocalConfig, draw: np.random.Generator) -> list[np.ndarray]:

@@ -65,6 +65,14 @@ class ClientMatrix:
         """Copy one row to the first `rows` rows."""
         self.theta[:rows] = self.theta[row].clone()
 
+    def flatten(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
+        """Tensors named as in `columns` as one row `[P]`; zero where none is given."""
+        flat = torch.zeros_like(self.theta[0])
+        for name, array in arrays.items():
+            first, count, _ = self.columns[name]
+            flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
+        return flat
+
     def read(self, row: int) -> dict[str, np.ndarray]:
         """A copy of one site's tensors."""
         return self.unflatten(self.theta[row].detach().cpu().numpy().copy())

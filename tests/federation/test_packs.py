@@ -88,18 +88,18 @@ def test_a_strategy_that_must_see_each_update_gets_each(tmp_path, monkeypatch):
 
 def test_a_site_that_diverges_stays_out_of_the_mean_of_its_pack(tmp_path, monkeypatch):
     """Its row is poisoned after training; the others' mean is that of a federation without it."""
-    from fedfm.training import fit as fit_module
+    from fedfm.training import local_round
 
-    real = fit_module.fit
+    real = local_round.fit
 
-    def poisoned(matrix, works, local, correct=None):
-        losses = real(matrix, works, local, correct)
+    def poisoned(matrix, works, *rest):
+        losses = real(matrix, works, *rest)
         for row, work in enumerate(works):
             if work.site == "finance-2":
                 matrix.theta[row, 0] = float("nan")
         return losses
 
-    monkeypatch.setattr(fit_module, "fit", poisoned)
+    monkeypatch.setattr(local_round, "fit", poisoned)
     done = run_packed(unequal(tmp_path, "engine.sites-at-once=8"))
     left_out = [(e["round"], e["site"], e["reason"]) for e in done.events("update-left-out")]
     assert [(number, site) for number, site, _ in left_out] == [(1, "finance-2")]

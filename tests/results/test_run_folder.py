@@ -115,8 +115,8 @@ def test_a_crash_inside_update_leaves_the_old_file_whole(empty, monkeypatch, mom
 def test_columns_are_those_of_the_contract(folder):
     first_lines = [(folder.path / name).read_text().partition("\n")[0] for name in ("rounds.csv", "metrics.csv")]
     assert first_lines == [
-        "round,seconds,bytes_down,bytes_up,sites_asked,sites_used,sites_dropped,loss",
-        "round,scope,name,domain,split,metric,value,num_examples",
+        "round,seconds,bytes_down,bytes_up,sites_asked,sites_used,sites_dropped,loss,virtual_seconds,aggregation_error",
+        "round,scope,name,domain,split,metric,value,num_examples,model",
     ]
     assert tuple(folder.rounds.columns) == ROUND_COLUMNS
     assert tuple(folder.metrics.columns) == METRIC_COLUMNS
@@ -126,7 +126,8 @@ def test_numbers_come_back_bit_for_bit(folder):
     written = [row["value"] for round in range(1, ROUNDS + 1) for row in score_rows(round, "validation")]
     read = folder.metrics
     assert read.loc[read["split"] == "validation", "value"].tolist() == written
-    assert folder.rounds.to_dict("records") == [round_row(round) for round in range(1, ROUNDS + 1)]
+    rounds = folder.rounds.dropna(axis="columns")  # some columns are those of some strategies
+    assert rounds.to_dict("records") == [round_row(round) for round in range(1, ROUNDS + 1)]
     assert folder.rounds["bytes_down"].dtype == np.int64
 
 

@@ -16,7 +16,8 @@ from fedfm.arrays import Arrays
 from fedfm.config import StrategyConfig, load_config
 from fedfm.errors import ConfigError
 from fedfm.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fedfm.strategies import STRATEGIES, Update, check_strategy, make_strategy
+from fedfm.strategies import STRATEGIES, SiteRows, Update, check_strategy, make_strategy
+from fedfm.training.local_round import MODELS
 
 SHAPES = {"shared/lora": (3, 2), "finance/head": (4,), "ner/head": (2, 2)}
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -118,7 +119,10 @@ def test_the_site_half_keeps_shapes_and_is_the_gradient_at_the_start(name):
     draw = torch.Generator().manual_seed(0)
     theta, grad = torch.randn(3, 7, generator=draw), torch.randn(3, 7, generator=draw)
     kept = theta.clone(), grad.clone()
-    direction = strategy_named(name).correct(theta, grad, theta.clone(), None)
+    strategy, received = strategy_named(name), theta.clone()
+    keeps = {word: received.clone() if word in MODELS else torch.zeros_like(theta) for word in strategy.keeps}
+    rows = SiteRows(received, keeps, {word: torch.zeros_like(theta) for word in strategy.sends})
+    direction = strategy.correct(theta, grad, received, rows)
     assert direction.shape == grad.shape
     assert torch.equal(direction, grad)
     assert torch.equal(theta, kept[0])
@@ -128,7 +132,7 @@ def test_the_site_half_keeps_shapes_and_is_the_gradient_at_the_start(name):
 def test_the_proximal_gradient_is_mu_times_the_way_gone():
     """mu (w - w0), by hand: 0.5 * ((3, -1) - (1, 1)) = (1, -1)."""
     theta, received, grad = torch.tensor([[3.0, -1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[10.0, 20.0]])
-    direction = strategy_named("fedprox", proximal_mu=0.5).correct(theta, grad, received, None)
+    direction = strategy_named("fedprox", proximal_mu=0.5).correct(theta, grad, received, SiteRows(received))
     assert direction.tolist() == [[11.0, 19.0]]
 
 

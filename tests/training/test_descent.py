@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from training_helpers import make_config
 
+from fedfm.strategies import SiteRows
 from fedfm.training.descent import descend
 from fedfm.training.optimizers import clip_rows, make_optimizer
 
@@ -29,9 +30,9 @@ def gradient(point: Tensor, row: int | slice, t: int) -> Tensor:
     return CURVES[row] * (point - CENTRES[row] - 0.1 * t)
 
 
-def scaffold(theta: Tensor, grad: Tensor, received: Tensor, site_state: Tensor) -> Tensor:
+def scaffold(theta: Tensor, grad: Tensor, received: Tensor, rows: SiteRows) -> Tensor:
     """Karimireddy et al., 2020, with a pull to what was received: all four arguments matter."""
-    return grad - site_state + 0.3 * (theta - received)
+    return grad - rows.kept["control"] + 0.3 * (theta - received)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -46,7 +47,8 @@ def test_rows_of_unequal_steps_with_states_of_their_own_equal_torch(optimizer, c
         grad[:k] += gradient(theta[:k], slice(k), t)
 
     descend(
-        theta, grad, backward, STEPS, RATES, make_optimizer(local), scaffold, CONTROLS, clip_norm=clip,
+        theta, grad, backward, STEPS, RATES, make_optimizer(local), scaffold,
+        SiteRows(START.clone(), {"control": CONTROLS}), clip_norm=clip,
         schedule=schedule,
     )  # fmt: skip
     for row, steps in enumerate(STEPS):
@@ -66,7 +68,9 @@ def by_torch(row: int, steps: int, local, clip: float, schedule: str) -> Tensor:
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(inner, max(steps, 1))
     for t in range(steps):
         point = torch.cat([p.detach() for p in parts])
-        direction = scaffold(point, gradient(point, row, t), START[row], CONTROLS[row])
+        direction = scaffold(
+            point, gradient(point, row, t), START[row], SiteRows(START[row], {"control": CONTROLS[row]})
+        )
         if clip:
             direction = direction * min(1.0, clip / float(direction.norm()))
         for p, own, group in zip(parts, direction.split(WIDTH // 2), inner.param_groups, strict=True):

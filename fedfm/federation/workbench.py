@@ -1,0 +1,130 @@
+"""What a process has at hand to play a domain's sites: the model, its client matrix, and what each site keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
+from fedfm.domains.card import DomainCard
+from fedfm.federation.messages import MORE, Order, split_more
+from fedfm.federation.site_data import parse_config
+from fedfm.federation.site_store import read_private, save_private
+from fedfm.profiling import phase
+from fedfm.strategies import make_strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Workbench:
+    """The model of a domain in this process, with its client matrix. `grouped`: name in the model -> in the message."""
+
+    def __init__(self, config: RunConfig, card: DomainCard, rows: int):
+        from fedfm.models.body import load_body
+        from fedfm.models.site_model import build_model, group_names
+        from fedfm.training.matrix import ClientMatrix
+
+        self.seed = config.seed
+        self.strategy = make_strategy(config.strategy)
+        self.model = build_model(config, card, pick_device(config))
+        self.matrix = ClientMatrix(self.model, rows)
+        self.body = load_body(config)
+        self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
+        self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
+
+    @cached_property
+    def start(self) -> Arrays:
+        """The start values: of what is private at a new site, and of what no round trains and so no message holds."""
+        from fedfm.models.site_model import start_weights
+
+        return start_weights(self.model, self.seed)
+
+    def sent_up(self, round: int) -> dict[str, str]:
+        """Name in the model -> in the message, of the tensors whose change leaves a site in this round."""
+        return {
+            name: full
+            for name, full in self.grouped.items()
+            if name not in self.private and self.strategy.shares(full, round)
+        }
+
+    @phase("move")
+    def load(self, order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str]) -> None:
+        """Put what was received, and what each site keeps of the model, into the first rows."""
+        own = {name: received[full] for name, full in self.grouped.items() if full in received}
+        missing = {name: self.start[name] for name in self.grouped.keys() - own.keys()}
+        self.matrix.load(0, own | missing)
+        self.matrix.spread(0, len(sites))
+        if order.split and order.model == "global":  # private parts as a new site has them
+            return
+        for row, site in enumerate(sites if self.private else ()):
+            stored = self._read(order, site)
+            self.matrix.load(row, {name: stored[name] for name in self.private if name in stored})
+
+    def kept(self, order: Order, sites: Sequence[str]) -> dict[str, Tensor]:
+        """What the strategy's site half kept of each site, `[k, P]`; of a new site zeros, or the weights loaded."""
+        import torch
+
+        from fedfm.training.local_round import MODELS
+
+        theta, kept = self.matrix.theta[: len(sites)], {}
+        for name in self.strategy.keeps:
+            kept[name] = theta.clone() if name in MODELS else torch.zeros_like(theta)
+        for row, site in enumerate(sites if self.strategy.keeps else ()):
+            stored = self._read(order, site)
+            for name in self.strategy.keeps:
+                if (full := f"{name}{MORE}") in stored:
+                    kept[name][row] = torch.from_numpy(stored[full]).to(theta)
+        return kept
+
+    def sent_along(self, received: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """What the server sent beside the weights, each as one row `[P]`."""
+        names = {full: name for name, full in self.grouped.items()}
+        _, more = split_more(received)
+        arrays = {what: {names[full]: value for full, value in inner.items()} for what, inner in more.items()}
+        return {what: self.matrix.flatten(arrays.get(what, {})) for what in self.strategy.sends}
+
+    def keep(self, order: Order, rows: Mapping[str, int], kept: Mapping[str, Tensor]) -> None:
+        """Save what sites keep whose updates are used; a site must not keep half of a round left out."""
+        for site, row in rows.items() if self.private or kept else ():
+            trained = self.matrix.read(row) if self.private else {}
+            tensors = {name: trained[name] for name in self.private}
+            tensors |= {f"{name}{MORE}": value[row].cpu().numpy() for name, value in kept.items()}
+            save_private(_store(order), site, order.round, tensors)
+
+    def _read(self, order: Order, site: str) -> Arrays:
+        last = order.round if order.split else order.round - 1
+        return read_private(_store(order), site, last) or {}
+
+
+def _store(order: Order) -> Path:
+    return Path(order.folder) / "checkpoint" / "sites"
+
+
+def pick_device(config: RunConfig) -> str:
+    """The device that `engine.device` means on this machine."""
+    import torch
+
+    if config.engine.device != "auto":
+        return config.engine.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def workbench(order: Order) -> Workbench:
+    """The workbench for an order; its model is built once in a process."""
+    import torch
+
+    # The default, all cores, is slow where cores are shared. Set for every piece of work: sums depend on it, and
+    # another run in this process may have set another number.
+    torch.set_num_threads(parse_config(order.config).engine.threads)
+    return _cached_workbench(order.config, order.card, order.rows)
+
+
+@lru_cache(maxsize=8)
+def _cached_workbench(config: str, card: DomainCard, rows: int) -> Workbench:
+    return Workbench(parse_config(config), card, rows)
