@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -21,7 +21,17 @@ from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
 
-Packed = dict[str, ArrayRecord]  # domain -> what its sites are sent
+
+@dataclass(frozen=True)
+class Packed:
+    """What sites are sent: a record for each domain and variant of the model, shared by the messages that carry it."""
+
+    records: Mapping[tuple[str, str], ArrayRecord]
+    variant_of: Callable[[str], str]
+
+    def of(self, domain: str, site: str) -> ArrayRecord:
+        """The record that a site of `domain` gets."""
+        return self.records[domain, self.variant_of(site)]
 
 
 class Sites:
@@ -48,13 +58,20 @@ class Sites:
         """How sites come to a model of their own to score on `split`, as in `Order.model`; "" where they have none."""
         if self.strategy.tunes_after and split == "test":
             return "tuned"
-        keeps = "personal" in self.strategy.keeps or "private" in self.config.sharing.values()
-        return "personal" if keeps else ""
+        of_strategy = self.strategy.groups_sites or "personal" in self.strategy.keeps
+        return "personal" if of_strategy or "private" in self.config.sharing.values() else ""
 
-    def pack(self, weights: Arrays, state: State) -> Packed:
-        """The messages' records of weights, one a domain, shared by the messages to all of its sites."""
-        along = {what: state[what] for what in self.strategy.sends if what in state}
-        return {domain: to_record(_of_domain(weights, along, names)) for domain, names in self.names.items()}
+    def pack(self, weights: Arrays, state: State, along: bool = True, grouped: bool = True) -> Packed:
+        """`along`: with what the strategy sends beside the weights. `grouped`: to each site the model of its group."""
+        more = {what: state[what] for what in self.strategy.sends if along and what in state}
+        variants = {"": {} if along and self.strategy.candidates else weights}  # candidates come along as `sends`
+        variants |= self.strategy.variants(weights, state) if grouped else {}
+        records = {
+            (domain, variant): to_record(_of_domain(arrays, more, names))
+            for domain, names in self.names.items()
+            for variant, arrays in variants.items()
+        }
+        return Packed(records, lambda site: self.strategy.variant_of(state, site) if grouped else "")
 
     def expected(self, weights: Arrays, site: str, round: int) -> Arrays:
         """The tensors whose change a site sends in a round: what its update must look like."""
@@ -63,14 +80,12 @@ class Sites:
 
     def train(self, sites: Sequence[str], round: int, packed: Packed) -> Iterator[Answer]:
         """Answers of the packs that the sites form, in the packs' order, one at a time."""
-        packs = packs_to_train(sites, self.roll, self.config, self.rows)
+        packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.variant_of)
         return self._ask("train", packs, round, packed)
 
-    def evaluate(
-        self, round: int, packed: Packed, split: str, model: str = "global", sites: Sequence[str] = ()
-    ) -> Iterator[Answer]:
-        """Answers of all sites, or of `sites`, about one split, as `train`. `model`: see `Order`."""
-        packs = packs_to_score(sites or self.roll.cards, self.roll, split, self.together)
+    def evaluate(self, round: int, packed: Packed, split: str, model: str = "global") -> Iterator[Answer]:
+        """Answers of all sites about one split, as `train`. `model`: see `Order`."""
+        packs = packs_to_score(self.roll.cards, self.roll, split, self.together, packed.variant_of)
         return self._ask("evaluate", packs, round, packed, split, model)
 
     def _ask(
@@ -87,7 +102,7 @@ class Sites:
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.strategy.each,
             work_of(pack, self.roll, self.config), self.folder, model,
         )  # fmt: skip
-        return write_order(kind, order, packed[domain], self.roll.nodes[pack[0]])
+        return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 
     def _answers(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[tuple[Pack, Answer]]:
         for pack, reply in exchange(self.grid, orders, self.config.engine.timeout):
@@ -110,4 +125,4 @@ class Sites:
 def _of_domain(weights: Arrays, along: Mapping[str, Arrays], names: Sequence[str]) -> Arrays:
     """What a domain's sites are sent: their tensors, and what the strategy sends along of the same names."""
     more = {what: {name: arrays[name] for name in names if name in arrays} for what, arrays in along.items()}
-    return join_more({name: weights[name] for name in names}, more)
+    return join_more({name: weights[name] for name in names if name in weights}, more)

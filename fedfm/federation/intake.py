@@ -12,7 +12,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
-from fedfm.federation.messages import Answer, split_more
+from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.strategies import Update
 
@@ -47,22 +47,31 @@ class Intake:
     def __init__(self, sites: Sites, config: RunConfig, weights: Arrays, packed: Packed, count: Count):
         self.sites, self.config, self.weights = sites, config, weights
         self.packed, self.count = packed, count
+        self._sizes: dict[str, int] = {}
 
     def updates(self, asked: list[str]) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs."""
         count = self.count
         count.asked = len(asked)
-        count.bytes_down = sum(self.packed[self.sites.domain_of(site)].count_bytes() for site in asked)
+        count.bytes_down = sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
         for answer in self.sites.train(asked, count.number, self.packed):
             domain = self.sites.domain_of(answer.sites[0])
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
-            size = self.packed[domain].count_bytes()  # of one site's update: a pack's mean stands for many
+            size = self._bytes_of_update(domain, answer.sites[0])  # a pack's mean, or its stack, stands for many
             count.bytes_up += answer.num_bytes if len(answer.sites) == 1 else size * len(sent)
             updates, refused = self._screened(answer, sent, domain)
             self._leave_out(reasons | refused, domain)
             self._journal(answer, [site for site in sent if site not in refused], domain)
             yield from updates
+
+    def _bytes_of_update(self, domain: str, site: str) -> int:
+        """What a site of the domain sends in this round, were it alone."""
+        if domain not in self._sizes:
+            arrays = self.sites.expected(self.weights, site, self.count.number)
+            more = dict.fromkeys(self.sites.strategy.returns, arrays)
+            self._sizes[domain] = to_record(join_more(arrays, more)).count_bytes()
+        return self._sizes[domain]
 
     def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from fedfm.config import RunConfig
 from fedfm.federation.enrolment import Roll
 
 Pack = tuple[str, ...]
+Variant = Callable[[str], str]  # of the model that a site is sent
 EXAMPLES_OF_A_PACK = 2048  # to score at once: enough to fill batches, few enough to hold their logits
 SITES_OF_A_PACK = 256
+
+
+def _same(site: str) -> str:
+    return ""
 
 
 def rows_of_domains(config: RunConfig, roll: Roll, before: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -41,7 +46,9 @@ def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
     return sites_at_once(model, config.local_for(domain), words, examples, free)
 
 
-def packs_to_train(sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int]) -> list[Pack]:
+def packs_to_train(
+    sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int], variant: Variant = _same
+) -> list[Pack]:
     """Packs of at most `rows[domain]` sites, in order of their first names; packs of one where that is 1.
 
     Sites that take steps together should end together, and pad their texts to like lengths: they are sorted by number
@@ -52,15 +59,17 @@ def packs_to_train(sites: Iterable[str], roll: Roll, config: RunConfig, rows: Ma
         return -steps_of(site, roll, config), -roll.cards[site].mean_words, site
 
     packs = []
-    for domain, members in _by_node(sites, roll).items():
+    for domain, members in _by_node(sites, roll, variant).items():
         packs += _chunks(sorted(members, key=alike), rows[domain[0]])
     return sorted(packs)
 
 
-def packs_to_score(sites: Iterable[str], roll: Roll, split: str, together: bool) -> list[Pack]:
+def packs_to_score(
+    sites: Iterable[str], roll: Roll, split: str, together: bool, variant: Variant = _same
+) -> list[Pack]:
     """Packs whose examples go through the model together; each site alone where not `together`."""
     packs = []
-    for members in _by_node(sites, roll).values():
+    for members in _by_node(sites, roll, variant).values():
         pack: list[str] = []
         examples = 0
         for site in sorted(members):
@@ -89,11 +98,11 @@ def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
     return sum(steps_of(site, roll, config) * local.batch_size * lengths[site] for site in pack)
 
 
-def _by_node(sites: Iterable[str], roll: Roll) -> dict[tuple[str, int], list[str]]:
-    """(domain, node) -> its sites: an order goes to one node."""
-    members: dict[tuple[str, int], list[str]] = {}
+def _by_node(sites: Iterable[str], roll: Roll, variant: Variant) -> dict[tuple[str, int, str], list[str]]:
+    """(domain, node, variant of the model) -> its sites: an order goes to one node, with one model."""
+    members: dict[tuple[str, int, str], list[str]] = {}
     for site in sites:
-        members.setdefault((roll.cards[site].domain, roll.nodes[site]), []).append(site)
+        members.setdefault((roll.cards[site].domain, roll.nodes[site], variant(site)), []).append(site)
     return members
 
 

@@ -29,6 +29,7 @@ from fedfm.federation.scoring import Scores, score
 from fedfm.profiling import phase
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import Round, make_strategy
+from fedfm.strategies.base import State
 
 
 class RoundLoop:
@@ -61,9 +62,8 @@ class RoundLoop:
         rows = rows_of_domains(self.config, roll, self.folder.info.get("sites_at_once"))
         self.folder.update(sites_at_once=rows)
         self.sites = Sites(self.grid, self.config, roll, names, self.journal, rows, self.strategy)
-        largest = max(
-            (record.count_bytes() for record in self.sites.pack(start, self.strategy.start(start)).values()), default=0
-        )
+        packed = self.sites.pack(start, self.strategy.start(start))
+        largest = max((record.count_bytes() for record in packed.records.values()), default=0)
         shown = "personal" if self.sites.own_model("validation") else "global"
         self.journal.announce(self.config, roll, largest, now.progress.round if now else None, shown)
         for sentence in self.strategy.advice(self.config):
@@ -113,7 +113,7 @@ class RoundLoop:
     def _evaluate(self, new: Checkpoint, count: Count) -> Checkpoint:
         """Score the new weights if they are due, write the round's row, keep the best weights, save the checkpoint."""
         is_due = count.number % self.config.evaluation.every == 0 or count.number == self.config.rounds
-        scores = self._score(new.weights, count.number, "validation") if is_due else Scores()
+        scores = self._score(new.weights, new.state, count.number, "validation") if is_due else Scores()
         row, old = count.row() | new.state.get("told", {}), new.progress
         progress = replace(
             old, round=count.number, seconds=old.seconds + row["seconds"],
@@ -130,8 +130,8 @@ class RoundLoop:
         self.journal.tell("round-finished", **row, scores=shown.primary, mean=shown.mean, worst=shown.worst)
         return after
 
-    def _score(self, weights: Arrays, number: int, split: str) -> Scores:
-        return score(self.sites, self.sites.pack(weights, {}), number, split)
+    def _score(self, weights: Arrays, state: State, number: int, split: str) -> Scores:
+        return score(self.sites, weights, state, number, split)
 
     def _finish(self, now: Checkpoint, status: str) -> Scores:
         """Test once, save the model, close the run folder. With early stopping the best round's weights are final."""
@@ -141,7 +141,7 @@ class RoundLoop:
         model = self.folder.path / "model"
         save_cards(model, self.sites.roll)
         save_file(weights, model / "weights.safetensors")
-        scores = self._score(weights, number, "test")
+        scores = self._score(weights, now.state, number, "test")
         personal = scores.personal and scores.personal.by_domain
         reports = self.folder.path / "reports"
         reports.mkdir(exist_ok=True)

@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from fedfm.arrays import Arrays
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.messages import Answer
 from fedfm.profiling import phase
+from fedfm.strategies.base import State
 from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, pool, unstack
 
 
@@ -52,11 +54,11 @@ class Scores:
         return [score for score in self.primary.values() if not math.isnan(score)]
 
 
-def score(sites: Sites, packed: Packed, round: int, split: str) -> Scores:
+def score(sites: Sites, weights: Arrays, state: State, round: int, split: str) -> Scores:
     """Ask the sites for their tallies of a model on `split`; write site, domain and federation rows."""
-    scores = _score(sites, packed, round, split, "global")
+    scores = _score(sites, sites.pack(weights, state, along=False, grouped=False), round, split, "global")
     if model := sites.own_model(split):
-        scores.personal = _score(sites, packed, round, split, model)
+        scores.personal = _score(sites, sites.pack(weights, state, along=False), round, split, model)
     return scores
 
 

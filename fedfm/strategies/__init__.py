@@ -9,6 +9,7 @@ from typing import Any
 from fedfm.config import RunConfig, StrategyConfig
 from fedfm.errors import ConfigError, Problem, did_you_mean
 from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
+from fedfm.strategies.cfl import CFL
 from fedfm.strategies.ditto import Ditto
 from fedfm.strategies.fedavg import FedAvg
 from fedfm.strategies.fedbabu import FedBABU
@@ -17,6 +18,7 @@ from fedfm.strategies.fedper import FedPer
 from fedfm.strategies.fedprox import FedProx
 from fedfm.strategies.fedrep import FedRep
 from fedfm.strategies.fine_tune import FineTune
+from fedfm.strategies.ifca import IFCA
 from fedfm.strategies.local_norm import LocalNorm
 from fedfm.strategies.moon import Moon
 from fedfm.strategies.pfedme import PFedMe
@@ -35,6 +37,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ditto": Ditto,
     "pfedme": PFedMe,
     "fine-tune": FineTune,
+    "ifca": IFCA,
+    "cfl": CFL,
 }
 
 __all__ = [
@@ -68,8 +72,13 @@ def _where_default(data: dict[str, Any], section: str, values: dict[str, Any]) -
 
 def check_strategy(config: RunConfig) -> list[Problem]:
     """What is wrong with [strategy]: a check for `load_config`."""
-    problems = _problems(config.strategy)
-    return problems or make_strategy(config.strategy).problems(config)
+    if problems := _problems(config.strategy):
+        return problems
+    strategy = make_strategy(config.strategy)
+    if strategy.groups_sites and config.early_stopping.patience:
+        what = f"{config.strategy.name} has a model for each group of sites; only the last round's can be kept"
+        return [Problem(what, "early-stopping.patience", "0: train all rounds")]
+    return strategy.problems(config)
 
 
 def _problems(settings: StrategyConfig) -> list[Problem]:

@@ -134,6 +134,7 @@ class Strategy:
     starts_with_loss: ClassVar[bool] = False  # a site scores what it received on its training data: "start-loss"
     views: ClassVar[tuple[str, ...]] = ()  # other weights under which `pull` sees the examples: "received", or kept
     candidates: ClassVar[tuple[str, ...]] = ()  # of `sends`: models of which a site begins from the best
+    groups_sites: ClassVar[bool] = False  # do sites use models of `variants`?
     tunes_after: ClassVar[int] = (
         0  # epochs that each site tunes the final model on its own data, to be scored as its own
     )
@@ -171,6 +172,14 @@ class Strategy:
     def finish(self, theta: Any, rows: SiteRows) -> dict[str, Any]:
         """What leaves a site after its shared passes: "delta", and what `returns` names. It updates `rows.kept`."""
         return {"delta": theta - rows.received}
+
+    def variants(self, weights: Arrays, state: State) -> dict[str, Arrays]:
+        """Other models than `weights`, by name, where sites are grouped: each trains and uses that of its group."""
+        return {}
+
+    def variant_of(self, state: State, site: str) -> str:
+        """The name of a site's model among the variants; "" for `weights`."""
+        return ""
 
     def problems(self, config: RunConfig) -> list[Problem]:
         """Why it cannot run with this configuration."""

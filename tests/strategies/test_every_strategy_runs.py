@@ -66,7 +66,7 @@ def test_two_rounds_alone_and_two_at_once_stopped_and_resumed(name, tmp_path):
         np.testing.assert_allclose(together.weights[tensor], value, rtol=0, atol=1e-10, err_msg=tensor)
     columns = ["bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped"]
     assert together.folder.rounds[columns].equals(alone.folder.rounds[columns])
-    has_own = bool(together.private()) or STRATEGIES[name].tunes_after
+    has_own = bool(together.private()) or STRATEGIES[name].tunes_after or STRATEGIES[name].groups_sites
     for done in (alone, together):
         final = [done.folder.info["final"], done.folder.info["final_personal"] or {}]
         assert all(np.isfinite(v) for scores in final for values in scores.values() for v in values.values())
