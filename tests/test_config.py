@@ -40,6 +40,11 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
         "augment": False, "length-buckets": False,
     },
     "evaluation": {"every": 1},
+    "simulation": {
+        "seconds-per-step": 0.0, "bandwidth": 0.0, "latency": 0.0, "spread": 0.0, "speeds": {}, "bandwidths": {},
+        "drop-out": 0.0, "stragglers": 0.0, "partial-work": "strategy", "joins": {}, "leaves": {},
+        "attack": "none", "attackers": 0, "attack-scale": 10.0,
+    },
     "early-stopping": {"patience": 0, "metric": "mean"},
     "domains": {
         "medical": {"task": "image-classification", **DOMAIN},

@@ -5,41 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from fedfm.config.section import Finding, Section
+from fedfm.config.simulation import SimulationConfig
 from fedfm.errors import did_you_mean
 
 Task = Literal["image-classification", "text-classification", "token-classification"]
 Tuning = Literal["head", "layernorm", "lora", "full"]
 GROUPS = ("shared", "domain", "private")
-
-
-Finding = tuple[tuple[str, ...], str]  # path below the model that found it, sentence
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class Section(BaseModel):
-    """A table of the configuration: frozen, kebab-case, closed, and strict (the text "5" is no number)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, allow_inf_nan=False)
-
-    def _refuse(self, findings: Sequence[Finding]) -> None:
-        """Raise all that a look over several keys has found, each at its own place."""
-        if findings:
-            errors = [
-                InitErrorDetails(type=PydanticCustomError("finding", "{what}", {"what": what}), loc=path, input=None)
-                for path, what in findings
-            ]
-            raise ValidationError.from_exception_data(type(self).__name__, errors)
 
 
 class EngineConfig(Section):
@@ -205,11 +184,12 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     body: BodyConfig = BodyConfig()
     strategy: StrategyConfig = StrategyConfig()
-    sharing: dict[str, Literal["shared", "domain", "private"]] = {}
+    sharing: dict[str, Literal["shared", "domain", "private"]] = Field({})
     sampling: SamplingConfig = SamplingConfig()
     screening: ScreeningConfig = ScreeningConfig()
     local: LocalConfig = LocalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    simulation: SimulationConfig = SimulationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     domains: dict[str, DomainConfig] = Field(default_factory=generated_domains, min_length=1)
     runs: RunsConfig = RunsConfig()
@@ -217,7 +197,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
         self._refuse(
-            [*self._unfit_domain_names(), *self._doubled_sites(), *self._unknown_metric(), *self._too_many_asked()]
+            [
+                *self._unfit_domain_names(),
+                *self._doubled_sites(),
+                *self._unknown_metric(),
+                *self._too_many_asked(),
+                *self.simulation.unknown_sites(self.sites()),
+            ]
         )
         return self
 

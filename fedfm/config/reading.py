@@ -166,19 +166,25 @@ def _validate(data: dict[str, Any], places: Places) -> tuple[RunConfig, list[Pro
             for item in error.errors():
                 problems.append(explain(item, places))
                 path = tuple(part for part in item["loc"] if part != "[key]")
-                _take_out(data, path)
+                while not _take_out(data, path) and path:
+                    path = path[:-1]  # it was not given, and is wrong beside what was: that goes too
                 wrong.add(path)
 
 
-def _take_out(data: dict[str, Any], path: Keys) -> None:
-    """Delete the key at `path`, or the first list on the way; give a domain a task, for which there is no default."""
-    place = data
+def _take_out(data: dict[str, Any], path: Keys) -> bool:
+    """Delete the key at `path`, or the first list on the way; give a domain a task, for which there is no default.
+
+    Returns whether there was anything to delete.
+    """
+    place, found = data, False
     for depth, key in enumerate(path):
         if not isinstance(place.get(key), dict) or depth == len(path) - 1:
+            found = key in place
             place.pop(key, None)
             break
         place = place[key]
     if len(path) == 3 and path[0] == "domains" and path[2] == "task":
-        place["task"] = "text-classification"
+        place["task"], found = "text-classification", True
     if not data.get("domains"):
         data.pop("domains", None)  # the default, where the only domain had to go
+    return found

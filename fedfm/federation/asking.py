@@ -21,6 +21,8 @@ from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
 
+NOTHING: Mapping[str, float] = {}
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -47,6 +49,7 @@ class Sites:
     ):  # fmt: skip
         self.grid, self.config, self.roll, self.names, self.journal = grid, config, roll, names, journal
         self.rows, self.strategy = rows, strategy
+        self.each = strategy.each or config.simulation.attack == "alie"  # whose attackers know one another's
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
@@ -78,29 +81,33 @@ class Sites:
         names = self.names[self.domain_of(site)]
         return {name: weights[name] for name in names if self.strategy.shares(name, round)}
 
-    def train(self, sites: Sequence[str], round: int, packed: Packed) -> Iterator[Answer]:
-        """Answers of the packs that the sites form, in the packs' order, one at a time."""
+    def train(
+        self, sites: Sequence[str], round: int, packed: Packed, shares: Mapping[str, float] = NOTHING
+    ) -> Iterator[Answer]:
+        """Answers of the packs that the sites form, in the packs' order, one at a time. `shares`: see `Order`."""
         packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.variant_of)
-        return self._ask("train", packs, round, packed)
+        parts = {pack: tuple(shares.get(site, 1.0) for site in pack) for pack in packs} if shares else {}
+        orders = {pack: self._order("train", pack, round, packed, shares=parts.get(pack, ())) for pack in packs}
+        return self._ask(orders, round, "train")
 
     def evaluate(self, round: int, packed: Packed, split: str, model: str = "global") -> Iterator[Answer]:
         """Answers of all sites about one split, as `train`. `model`: see `Order`."""
         packs = packs_to_score(self.roll.cards, self.roll, split, self.together, packed.variant_of)
-        return self._ask("evaluate", packs, round, packed, split, model)
+        orders = {pack: self._order("evaluate", pack, round, packed, split, model) for pack in packs}
+        return self._ask(orders, round, split)
 
-    def _ask(
-        self, kind: str, packs: Sequence[Pack], round: int, packed: Packed, split: str = "", model: str = "global"
-    ) -> Iterator[Answer]:
-        phase = split or kind
-        self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, packs)))
-        orders = {pack: self._order(kind, pack, round, packed, split, model) for pack in packs}
-        return (answer for _, answer in in_order(self._answers(orders, round, phase), packs))
+    def _ask(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[Answer]:
+        self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, orders)))
+        return (answer for _, answer in in_order(self._answers(orders, round, phase), list(orders)))
 
-    def _order(self, kind: str, pack: Pack, round: int, packed: Packed, split: str, model: str) -> Message:
+    def _order(
+        self, kind: str, pack: Pack, round: int, packed: Packed, split: str = "", model: str = "global",
+        shares: tuple[float, ...] = (),
+    ) -> Message:  # fmt: skip
         domain = self.domain_of(pack[0])
         order = Order(
-            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.strategy.each,
-            work_of(pack, self.roll, self.config), self.folder, model,
+            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
+            work_of(pack, self.roll, self.config), self.folder, model, shares,
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 

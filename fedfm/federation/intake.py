@@ -12,6 +12,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
+from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.strategies import Update
@@ -30,6 +31,7 @@ class Count:
     bytes_up: int = 0
     loss: float = 0.0
     examples: int = 0
+    virtual_seconds: float | None = None  # of the round: until the slowest of the sites that answer has answered
 
     def row(self) -> dict[str, float | int | None]:
         """The round's row of rounds.csv."""
@@ -37,7 +39,7 @@ class Count:
             "round": self.number, "seconds": round(time.perf_counter() - self.started, 3),
             "bytes_down": self.bytes_down, "bytes_up": self.bytes_up, "sites_asked": self.asked,
             "sites_used": self.used, "sites_dropped": self.dropped,
-            "loss": self.loss / self.examples if self.examples else None,
+            "loss": self.loss / self.examples if self.examples else None, "virtual_seconds": self.virtual_seconds,
         }  # fmt: skip
 
 
@@ -49,12 +51,19 @@ class Intake:
         self.packed, self.count = packed, count
         self._sizes: dict[str, int] = {}
 
-    def updates(self, asked: list[str]) -> Iterator[Update]:
-        """The usable updates of the sites `asked`, in order of packs."""
+    def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
+        """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
+        updates = self._arriving(asked, faults)
+        return collude(updates, self.config) if self.config.simulation.attack == "alie" else updates
+
+    def _arriving(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         count = self.count
         count.asked = len(asked)
         count.bytes_down = sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
-        for answer in self.sites.train(asked, count.number, self.packed):
+        for site, reason in faults.gone.items():
+            self._leave_out({site: reason}, self.sites.domain_of(site))
+        there = [site for site in asked if site not in faults.gone]
+        for answer in self.sites.train(there, count.number, self.packed, faults.shares):
             domain = self.sites.domain_of(answer.sites[0])
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
@@ -76,14 +85,15 @@ class Intake:
     def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
         told = {site: numbers_of(answer, site) for site in sent}
-        each = self.sites.strategy.each
+        each = self.sites.each
+        is_mean = not each and len(answer.sites) > 1  # also of one, where the others of its pack are left out
         try:
             parts = _parts(answer.arrays, sent, each)
         except (IndexError, ValueError, TypeError) as error:
             return [], dict.fromkeys(sent, f"its tensors are not one for each site: {error}")
         updates, refused = [], {}
         for names, arrays in parts:
-            reasons = [self._reason(name, arrays, told[name], len(names) > 1) for name in names]
+            reasons = [self._reason(name, arrays, told[name], is_mean) for name in names]
             if first := next(filter(None, reasons), ""):
                 refused |= dict.fromkeys(names, self._hint(first, domain))
                 continue
@@ -132,6 +142,11 @@ class Intake:
             journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length)
             rows.append((site, domain, "train", {"loss": loss}, examples))
             count.used += 1
+            if self.config.simulation.has_clock:
+                down = self.packed.of(domain, site).count_bytes()
+                up = self._bytes_of_update(domain, site)
+                took = virtual_seconds(site, self.config, told.get("steps", 0.0), down, up)
+                count.virtual_seconds = max(count.virtual_seconds or 0.0, took)
             count.loss += examples * loss
             count.examples += examples
         journal.scores(count.number, "site", rows)

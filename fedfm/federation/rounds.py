@@ -21,6 +21,7 @@ from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Sites
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, refuse_changed_data, save_cards
+from fedfm.federation.faults import draw_faults, present
 from fedfm.federation.intake import Count, Intake
 from fedfm.federation.journal import Journal
 from fedfm.federation.packing import rows_of_domains
@@ -84,9 +85,13 @@ class RoundLoop:
 
     def _round(self, now: Checkpoint) -> Checkpoint:
         count = Count(number=now.progress.round + 1, started=time.perf_counter())
-        asked = sample_sites(self.sites.roll.site_domains(), self.config.sampling, self.config.seed, count.number)
+        there = present(self.sites.roll.site_domains(), self.config.simulation, count.number)
+        if not there:
+            raise RunError(f"round {count.number}: no site takes part", where="simulation.joins, simulation.leaves")
+        asked = sample_sites(there, self.config.sampling, self.config.seed, count.number)
+        faults = draw_faults(asked, self.config, self.strategy, count.number)
         packed = self.sites.pack(now.weights, now.state)
-        updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked)
+        updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked, faults)
         with phase("aggregate"):  # which takes the updates as they come: their own phases stop its clock
             weights, state = self.strategy.aggregate(now.weights, updates, now.state, self._about(count.number))
         minimum = self.config.sampling.minimum_sites

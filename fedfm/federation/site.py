@@ -8,19 +8,23 @@ which sites share a pack changes no more than the last digits of a sum.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedfm.arrays import Arrays
 from fedfm.errors import FedfmError
+from fedfm.federation.faults import attacked, attackers, flip_labels
 from fedfm.federation.messages import Answer, Order
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
 from fedfm.federation.workbench import Workbench, workbench
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedfm.models.features import Features
     from fedfm.training.fit import SiteWork
 
 
@@ -42,6 +46,7 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         done = train_round(bench.matrix, part, config.local_for(order.card.domain), bench.strategy, kept, sent)
         for work, metrics in zip(part, done.metrics, strict=True):
             told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
+        _attack(order, sites, done.leaves["delta"])
         rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
         bench.keep(order, reduction.add(rows, done.leaves), done.kept)
     told.left_out |= reduction.left_out
@@ -93,8 +98,31 @@ def _works(order: Order, bench: Workbench, told: _Told, sites: Sequence[str] = (
     for site in sites or order.sites:
         features = told.read(site, lambda site=site: site_features(order, site, "train", bench.model, bench.body))
         if features is not None:
+            features = _as_attacked(order, site, features)
             works.append(SiteWork(site, features, seed, order.round, shares.get(site, 1.0)))
     return works
+
+
+def _attack(order: Order, sites: Sequence[str], change: Tensor) -> None:
+    """In a simulation: what the attackers among the sites send, in place of their changes `[k, P]`."""
+    config = parse_config(order.config)
+    for row, site in enumerate(sites):
+        if site in attackers(config):
+            sent = attacked(change[row].cpu().numpy(), config, order.round, site)
+            change[row] = change.new_tensor(sent)
+
+
+def _as_attacked(order: Order, site: str, features: Features) -> Features:
+    """In a simulation: what a label-flip attacker trains on."""
+    config = parse_config(order.config)
+    if config.simulation.attack != "label-flip" or site not in attackers(config):
+        return features
+    from fedfm.models.features import IGNORED
+
+    labels, classes = features.labels, len(order.card.labels)
+    if isinstance(labels, np.ndarray):
+        return replace(features, labels=flip_labels(labels, classes, IGNORED))
+    return replace(features, labels=replace(labels, values=flip_labels(labels.values, classes, IGNORED)))
 
 
 @dataclass

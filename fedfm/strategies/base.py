@@ -134,6 +134,7 @@ class Strategy:
     starts_with_loss: ClassVar[bool] = False  # a site scores what it received on its training data: "start-loss"
     views: ClassVar[tuple[str, ...]] = ()  # other weights under which `pull` sees the examples: "received", or kept
     candidates: ClassVar[tuple[str, ...]] = ()  # of `sends`: models of which a site begins from the best
+    keeps_partial: ClassVar[bool] = False  # is the update of a site that got to a part of its steps used?
     groups_sites: ClassVar[bool] = False  # do sites use models of `variants`?
     tunes_after: ClassVar[int] = (
         0  # epochs that each site tunes the final model on its own data, to be scored as its own

@@ -24,6 +24,7 @@ class FedProx(FedAvg):
     """FedAvg with a proximal term at the sites. `proximal_mu`: mu; 0 is FedAvg to the bit."""
 
     summary: ClassVar[Summary] = Summary("global", "Li 2020, arXiv:1812.06127", "all sites", "none", "1x")
+    keeps_partial: ClassVar[bool] = True  # as in the paper, which compares with a FedAvg that drops stragglers
     proximal_mu: float = key(0.01)
 
     def correct(self, theta: Any, grad: Any, received: Any, rows: SiteRows) -> Any:
