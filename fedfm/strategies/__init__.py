@@ -8,28 +8,54 @@ from typing import Any
 
 from fedfm.config import RunConfig, StrategyConfig
 from fedfm.errors import ConfigError, Problem, did_you_mean
+from fedfm.strategies.afl import AFL
 from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
+from fedfm.strategies.bulyan import Bulyan
 from fedfm.strategies.cfl import CFL
 from fedfm.strategies.ditto import Ditto
+from fedfm.strategies.fedadagrad import FedAdagrad
+from fedfm.strategies.fedadam import FedAdam
 from fedfm.strategies.fedavg import FedAvg
+from fedfm.strategies.fedavgm import FedAvgM
 from fedfm.strategies.fedbabu import FedBABU
 from fedfm.strategies.feddyn import FedDyn
+from fedfm.strategies.fednova import FedNova
 from fedfm.strategies.fedper import FedPer
 from fedfm.strategies.fedprox import FedProx
 from fedfm.strategies.fedrep import FedRep
+from fedfm.strategies.fedyogi import FedYogi
 from fedfm.strategies.fine_tune import FineTune
 from fedfm.strategies.ifca import IFCA
+from fedfm.strategies.krum import Krum
 from fedfm.strategies.local_norm import LocalNorm
+from fedfm.strategies.median import Median
 from fedfm.strategies.moon import Moon
+from fedfm.strategies.multi_krum import MultiKrum
+from fedfm.strategies.norm_bound import NormBound
 from fedfm.strategies.pfedme import PFedMe
+from fedfm.strategies.q_fedavg import QFedAvg
 from fedfm.strategies.scaffold import Scaffold
+from fedfm.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
     "scaffold": Scaffold,
+    "fednova": FedNova,
     "feddyn": FedDyn,
     "moon": Moon,
+    "q-fedavg": QFedAvg,
+    "afl": AFL,
+    "median": Median,
+    "trimmed-mean": TrimmedMean,
+    "krum": Krum,
+    "multi-krum": MultiKrum,
+    "bulyan": Bulyan,
+    "norm-bound": NormBound,
     "fedper": FedPer,
     "fedrep": FedRep,
     "fedbabu": FedBABU,
