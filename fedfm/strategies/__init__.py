@@ -11,8 +11,11 @@ from fedfm.errors import ConfigError, Problem, did_you_mean
 from fedfm.strategies.afl import AFL
 from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
 from fedfm.strategies.bulyan import Bulyan
+from fedfm.strategies.cagrad import CAGrad
 from fedfm.strategies.cfl import CFL
+from fedfm.strategies.dare import Dare
 from fedfm.strategies.ditto import Ditto
+from fedfm.strategies.domain_sum import DomainSum
 from fedfm.strategies.fedadagrad import FedAdagrad
 from fedfm.strategies.fedadam import FedAdam
 from fedfm.strategies.fedavg import FedAvg
@@ -29,12 +32,16 @@ from fedfm.strategies.ifca import IFCA
 from fedfm.strategies.krum import Krum
 from fedfm.strategies.local_norm import LocalNorm
 from fedfm.strategies.median import Median
+from fedfm.strategies.mgda import MGDA
 from fedfm.strategies.moon import Moon
 from fedfm.strategies.multi_krum import MultiKrum
 from fedfm.strategies.norm_bound import NormBound
+from fedfm.strategies.pcgrad import PCGrad
 from fedfm.strategies.pfedme import PFedMe
 from fedfm.strategies.q_fedavg import QFedAvg
 from fedfm.strategies.scaffold import Scaffold
+from fedfm.strategies.task_arithmetic import TaskArithmetic
+from fedfm.strategies.ties import Ties
 from fedfm.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -63,8 +70,15 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ditto": Ditto,
     "pfedme": PFedMe,
     "fine-tune": FineTune,
+    "pcgrad": PCGrad,
+    "cagrad": CAGrad,
+    "mgda": MGDA,
     "ifca": IFCA,
     "cfl": CFL,
+    "task-arithmetic": TaskArithmetic,
+    "ties": Ties,
+    "dare": Dare,
+    "domain-sum": DomainSum,
 }
 
 __all__ = [

@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedfm.arrays import Arrays, add_scaled
-from fedfm.strategies.base import Round, State, Strategy, Summary, Update, two_level_mean
+from fedfm.strategies.base import Round, State, Strategy, Summary, Update, domain_means, key, mean_of_domains
+from fedfm.strategies.domain_weights import POLICIES, Losses, weigh
 
 
 @dataclass(frozen=True)
 class FedAvg(Strategy):
-    """The baseline: mean of the sites' updates. `server_learning_rate`: eta_s; 1 replaces the weights by the mean."""
+    """The baseline: mean of the sites' updates.
+
+    `server_learning_rate`: eta_s; 1 replaces the weights by the mean. `domain_weights`: how domains count, see the
+    module of that name.
+    """
 
     summary: ClassVar[Summary] = Summary("global", "McMahan 2017, arXiv:1602.05629", "all sites", "none", "1x")
 
+    domain_weights: str = key("given", choices=POLICIES)
+
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
-        mean = two_level_mean(updates, round.domain_weights)
-        return add_scaled(weights, mean, self.server_learning_rate), state
+        losses = Losses()
+        means = domain_means(losses.watch(updates))
+        chosen, policy = weigh(self.domain_weights, round.domain_weights, losses.examples, losses.means(), state)
+        return add_scaled(weights, mean_of_domains(means, chosen), self.server_learning_rate), policy
