@@ -49,7 +49,8 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     loras = {domain: _lora(model.weights) for domain, model in models.items()}
     common = _agreed({d: _body_tensors(model.weights) for d, model in models.items()})
     adapter_for_all = len({sha256(lora) for lora in loras.values()}) == 1
-    _write_body(config, common, target / "body")
+    first = next(iter(models.values()))
+    _write_body(config, common | _merged(first), target / "body")
     for domain, model in models.items():
         _write_domain(model, loras[domain].keys() | common.keys(), target / "domains" / domain)
         if loras[domain] and not adapter_for_all:
@@ -68,6 +69,18 @@ def _lora(weights: Arrays) -> Arrays:
 def _body_tensors(weights: Arrays) -> Arrays:
     """What stands in place of the body's own tensors."""
     return {name: v for name, v in weights.items() if name.startswith("body.") and name not in _lora(weights)}
+
+
+def _merged(model: TrainedModel) -> Arrays:
+    """The frozen weights into which a strategy has merged something, with it."""
+    frozen = load_body(model.config).model.state_dict()
+    scale = model.config.body.lora_alpha / model.config.body.lora_rank
+    found = {}
+    for full, product in model.merged.items():
+        name = full.removeprefix("merged/")
+        own = frozen[name.removeprefix("body.")]
+        found[name] = (own.double().numpy() + scale * product).astype(str(own.dtype).removeprefix("torch."))
+    return found
 
 
 def _agreed(domains: Mapping[str, Arrays]) -> Arrays:

@@ -148,6 +148,9 @@ def first_weights(config: RunConfig, roll: Roll) -> tuple[Arrays, dict[str, list
         unlike |= dict.fromkeys(n for n in sent if n in weights and weights[n].shape != sent[n].shape)
         weights |= sent
         names[domain] = sorted(full for full in sent if strategy.shares(full))
+    merged = strategy.more_weights(weights)
+    weights |= merged
+    names = {domain: sorted([*own, *merged]) for domain, own in names.items()}
     if unlike:
         what = f"tensors that the domains share have other shapes in other domains: {', '.join(unlike)}"
         raise ConfigError(what, where="sharing", mend='move them with a pattern = "domain", or "private"')

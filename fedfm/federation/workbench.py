@@ -36,6 +36,7 @@ class Workbench:
         self.matrix = ClientMatrix(self.model, rows)
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
+        self._merged: Arrays = {}
         self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
 
     @cached_property
@@ -59,12 +60,20 @@ class Workbench:
         own = {name: received[full] for name, full in self.grouped.items() if full in received}
         missing = {name: self.start[name] for name in self.grouped.keys() - own.keys()}
         self.matrix.load(0, own | missing)
+        self._merge({name: value for name, value in received.items() if name.startswith("merged/")})
         self.matrix.spread(0, len(sites))
         if order.split and order.model == "global":  # private parts as a new site has them
             return
         for row, site in enumerate(sites if self.private else ()):
             stored = self._read(order, site)
             self.matrix.load(row, {name: stored[name] for name in self.private if name in stored})
+
+    def _merge(self, products: Arrays) -> None:
+        """Only where they have changed: a round sends the same to every pack."""
+        same = products.keys() == self._merged.keys()
+        if not same or any(not np.array_equal(value, self._merged[name]) for name, value in products.items()):
+            self.model.merge(products)
+            self._merged = {name: value.copy() for name, value in products.items()}
 
     def kept(self, order: Order, sites: Sequence[str]) -> dict[str, Tensor]:
         """What the strategy's site half kept of each site, `[k, P]`; of a new site zeros, or the weights loaded."""

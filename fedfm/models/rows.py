@@ -83,12 +83,18 @@ class RowLoRA(RowModule):
         shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank)}
         super().__init__(active, shapes)
         self.base, self.scale = base, alpha / rank
+        self.merged: Tensor | None = None  # in place of the frozen weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.base.weight, self.base.bias)
+        y = F.linear(x, self.base.weight if self.merged is None else self.merged, self.base.bias)
         low = torch.bmm(x.reshape(self.k, -1, x.shape[-1]), self.row("lora_A").transpose(1, 2))
         flat = y.view(self.k, -1, y.shape[-1])
         return torch.baddbmm(flat, low, self.row("lora_B").transpose(1, 2), alpha=self.scale).view(y.shape)
+
+    def merge(self, product: Tensor | None) -> None:
+        """Compute with W0 + (alpha / r) `product [out, in]` from now on; with W0 itself where there is none."""
+        own = self.base.weight
+        self.merged = None if product is None else (own.double() + self.scale * product.to(own.device)).to(own.dtype)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]

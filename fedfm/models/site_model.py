@@ -103,6 +103,14 @@ class SiteModel(nn.Module):
             return mask if mask is None else mask.to(torch.int64)
         return mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
+    def merge(self, products: Mapping[str, np.ndarray]) -> None:
+        """Put `merged/<module>.weight` into the frozen weights of LoRA modules, and out of those that are not named."""
+        for name, module in self.rows().items():
+            if isinstance(module, RowLoRA):
+                product = products.get(f"merged/{name}.weight")
+                is_some = product is not None and bool(product.any())
+                module.merge(torch.from_numpy(product.astype(np.float64)) if is_some else None)
+
     def rows(self) -> dict[str, RowModule]:
         """Every module that trains, by its dotted name, in a fixed order."""
         found = {name.replace(".entrance.", "."): m for name, m in self.named_modules() if isinstance(m, RowModule)}

@@ -22,12 +22,19 @@ from fedfm.strategies.fedavg import FedAvg
 from fedfm.strategies.fedavgm import FedAvgM
 from fedfm.strategies.fedbabu import FedBABU
 from fedfm.strategies.feddyn import FedDyn
+from fedfm.strategies.fedex_lora import FedExLoRA
+from fedfm.strategies.fedit import FedIT
 from fedfm.strategies.fednova import FedNova
 from fedfm.strategies.fedper import FedPer
 from fedfm.strategies.fedprox import FedProx
 from fedfm.strategies.fedrep import FedRep
+from fedfm.strategies.fedsa_lora import FedSALoRA
 from fedfm.strategies.fedyogi import FedYogi
+from fedfm.strategies.ffa_lora import FFALoRA
 from fedfm.strategies.fine_tune import FineTune
+from fedfm.strategies.flexlora import FlexLoRA
+from fedfm.strategies.flora import FLoRA
+from fedfm.strategies.hetlora import HetLoRA
 from fedfm.strategies.ifca import IFCA
 from fedfm.strategies.krum import Krum
 from fedfm.strategies.local_norm import LocalNorm
@@ -39,6 +46,7 @@ from fedfm.strategies.norm_bound import NormBound
 from fedfm.strategies.pcgrad import PCGrad
 from fedfm.strategies.pfedme import PFedMe
 from fedfm.strategies.q_fedavg import QFedAvg
+from fedfm.strategies.rolora import RoLoRA
 from fedfm.strategies.scaffold import Scaffold
 from fedfm.strategies.task_arithmetic import TaskArithmetic
 from fedfm.strategies.ties import Ties
@@ -70,6 +78,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ditto": Ditto,
     "pfedme": PFedMe,
     "fine-tune": FineTune,
+    "fedit": FedIT,
+    "ffa-lora": FFALoRA,
+    "fedsa-lora": FedSALoRA,
+    "rolora": RoLoRA,
+    "flora": FLoRA,
+    "fedex-lora": FedExLoRA,
+    "flexlora": FlexLoRA,
+    "hetlora": HetLoRA,
     "pcgrad": PCGrad,
     "cagrad": CAGrad,
     "mgda": MGDA,

@@ -145,6 +145,10 @@ class Strategy:
         """The server's state before the first round."""
         return {}
 
+    def more_weights(self, weights: Arrays) -> Arrays:
+        """Tensors `merged/...` beside those that train: sent down, added to frozen weights, and never sent up."""
+        return {}
+
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
         """New weights and state. `updates` may be read once, one at a time, in order of site name.
 
@@ -158,6 +162,8 @@ class Strategy:
 
     def shares(self, name: str, round: int = 0) -> bool:
         """Do sites send their change of a shared tensor in a round (0: in any)? What no pass trains is not sent."""
+        if group_of(name) == "merged":
+            return False
         rounds = (round,) if round else (1, 2)  # who changes the passes at all does so from round to round
         inner = name.partition("/")[2]
         return any(p.trains(inner) for number in rounds for p in self.passes(number) if not p.personal)

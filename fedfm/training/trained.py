@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class TrainedModel:
     card: DomainCard
     model: SiteModel
     weights: Arrays  # name in the model -> value
+    merged: Arrays = field(default_factory=dict)  # what the frozen weights are changed by (SiteModel.merge)
 
     def probabilities(self, inputs) -> list[np.ndarray]:
         """Class probabilities `[C]` of images (uint8 [N, H, W, C]) or texts; `[words, C]` of sentences of words."""
@@ -76,7 +77,9 @@ def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
         private = _private(folder, domain, site) or start_weights(model, config.seed)
     weights = {name: stored[full] if full in stored else private[name] for name, full in grouped.items()}
     matrix.load(0, weights)
-    return TrainedModel(config, cards[domain], model, weights)
+    merged = {name: value for name, value in stored.items() if name.startswith("merged/")}
+    model.merge(merged)
+    return TrainedModel(config, cards[domain], model, weights, merged)
 
 
 def read_cards(folder: Path) -> dict[str, DomainCard]:
