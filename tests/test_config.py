@@ -28,6 +28,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
     "body": {
         "name": "tiny", "tuning": "lora", "layers": 0, "trainable-layers": 0, "weights": "pretrained", "lora-rank": 8,
         "lora-alpha": 16.0,
+        "domain-lora-rank": 0,
         "lora-targets": ["all-linear"], "image-adapter": "stem", "image-tokens": 16,
     },
     "strategy": {"name": "fedavg", "server-learning-rate": 1.0},
@@ -40,6 +41,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
         "augment": False, "length-buckets": False,
     },
     "evaluation": {"every": 1},
+    "update": {"clip": 0.0, "noise": 0.0, "compress": "none", "top-k": 0.01, "error-feedback": True},
     "simulation": {
         "seconds-per-step": 0.0, "bandwidth": 0.0, "latency": 0.0, "spread": 0.0, "speeds": {}, "bandwidths": {},
         "drop-out": 0.0, "stragglers": 0.0, "partial-work": "strategy", "joins": {}, "leaves": {},

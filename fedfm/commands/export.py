@@ -63,12 +63,23 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
 
 
 def _lora(weights: Arrays) -> Arrays:
-    return {name: value for name, value in weights.items() if name.endswith((".lora_A", ".lora_B"))}
+    """The factors; those of a domain's own pair beside them in one of the sum of both ranks."""
+    found = {}
+    for name, value in weights.items():
+        if name.endswith((".lora_A", ".lora_B")):
+            second = weights.get(name.replace(".lora_", ".domain_"))
+            axis = 0 if name.endswith("A") else 1
+            found[name] = value if second is None else np.concatenate([value, second], axis=axis)
+    return found
+
+
+def _is_factor(name: str) -> bool:
+    return name.endswith((".lora_A", ".lora_B", ".domain_A", ".domain_B"))
 
 
 def _body_tensors(weights: Arrays) -> Arrays:
     """What stands in place of the body's own tensors."""
-    return {name: v for name, v in weights.items() if name.startswith("body.") and name not in _lora(weights)}
+    return {name: v for name, v in weights.items() if name.startswith("body.") and not _is_factor(name)}
 
 
 def _merged(model: TrainedModel) -> Arrays:
@@ -97,7 +108,8 @@ def _agreed(domains: Mapping[str, Arrays]) -> Arrays:
 def _write_domain(model: TrainedModel, elsewhere: set[str], place: Path) -> None:
     """Labels, and the tensors that lie in no other file."""
     place.mkdir(parents=True)
-    own = {name: np.ascontiguousarray(v) for name, v in model.weights.items() if name not in elsewhere}
+    kept = {name: v for name, v in model.weights.items() if name not in elsewhere and not _is_factor(name)}
+    own = {name: np.ascontiguousarray(v) for name, v in kept.items()}
     save_file(own, place / "tensors.safetensors", metadata={"format": "pt"})
     card = {"domain": model.card.domain, "task": model.card.task, "labels": model.card.labels}
     if model.card.image_shape:
@@ -117,9 +129,11 @@ def _write_lora(config: RunConfig, tensors: Arrays, place: Path) -> None:
     }
     save_file(named, place / "adapter_model.safetensors", metadata={"format": "pt"})
     modules = sorted({name.removeprefix("body.").rpartition(".")[0] for name in tensors})
+    rank = next(len(value) for name, value in tensors.items() if name.endswith("_A"))
     LoraConfig(
-        r=config.body.lora_rank, lora_alpha=config.body.lora_alpha, target_modules=modules, lora_dropout=0.0,
-        bias="none", inference_mode=True,  # and no name of a base model: peft would look for it on the hub
+        r=rank, lora_alpha=config.body.lora_alpha * rank / config.body.lora_rank, target_modules=modules,
+        lora_dropout=0.0, bias="none",
+        inference_mode=True,  # and no name of a base model: peft would look for it on the hub
     ).save_pretrained(place)  # fmt: skip
     file = place / "adapter_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))

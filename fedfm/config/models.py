@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from fedfm.config.section import Finding, Section
 from fedfm.config.simulation import SimulationConfig
+from fedfm.config.update import UpdateConfig
 from fedfm.errors import did_you_mean
 
 Task = Literal["image-classification", "text-classification", "token-classification"]
@@ -50,6 +51,7 @@ class BodyConfig(Section):
     weights: Literal["pretrained", "random", "none"] = "pretrained"
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0)
+    domain_lora_rank: int = Field(0, ge=0, description="rank of a second LoRA that each domain has for itself; 0: none")
     lora_targets: tuple[str, ...] = Field(("all-linear",), min_length=1, strict=False)
     image_adapter: Literal["stem", "patch", "lenet"] = "stem"
     image_tokens: int = Field(16, ge=4, le=256, description="an image becomes at most this many tokens")
@@ -189,6 +191,7 @@ class RunConfig(Section):
     screening: ScreeningConfig = ScreeningConfig()
     local: LocalConfig = LocalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    update: UpdateConfig = UpdateConfig()
     simulation: SimulationConfig = SimulationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     domains: dict[str, DomainConfig] = Field(default_factory=generated_domains, min_length=1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
+from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_to_leave_out
@@ -68,7 +69,9 @@ class Intake:
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
             size = self._bytes_of_update(domain, answer.sites[0])  # a pack's mean, or its stack, stands for many
-            count.bytes_up += answer.num_bytes if len(answer.sites) == 1 else size * len(sent)
+            compressed = dict(zip(answer.sites, answer.metrics.get("update-bytes", ()), strict=False))
+            sizes = [int(compressed.get(site, size)) for site in sent]
+            count.bytes_up += answer.num_bytes if len(answer.sites) == 1 and not self.sites.each else sum(sizes)
             updates, refused = self._screened(answer, sent, domain)
             self._leave_out(reasons | refused, domain)
             self._journal(answer, [site for site in sent if site not in refused], domain)
@@ -85,6 +88,10 @@ class Intake:
     def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
         told = {site: numbers_of(answer, site) for site in sent}
+        try:
+            answer = self._decoded(answer, sent)
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            return [], dict.fromkeys(sent, f"its compressed update cannot be read: {error}")
         each = self.sites.each
         is_mean = not each and len(answer.sites) > 1  # also of one, where the others of its pack are left out
         try:
@@ -105,6 +112,14 @@ class Intake:
             delta, more = split_more(arrays)
             updates.append(Update("+".join(names), domain, sum(examples), delta, metrics, more))
         return updates, refused
+
+    def _decoded(self, answer: Answer, sent: list[str]) -> Answer:
+        own, more = split_more(answer.arrays)
+        if ENCODED not in more:
+            return answer
+        expected = self.sites.expected(self.weights, sent[0], self.count.number)
+        own |= decode(self.config, more.pop(ENCODED), expected)
+        return replace(answer, arrays=join_more(own, more))
 
     def _reason(self, site: str, arrays: Arrays, told: Mapping[str, float], is_mean: bool) -> str:
         expected = self.sites.expected(self.weights, site, self.count.number)

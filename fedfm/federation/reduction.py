@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedfm.arrays import Arrays
+from fedfm.federation.compression import ENCODED
 from fedfm.federation.messages import Order, join_more
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.profiling import phase
@@ -31,16 +32,20 @@ class Reduction:
         self.matrix, self.names, self.max_norm = matrix, names, max_norm  # names: in the model -> in the message
         self.is_mean = not order.each and len(order.sites) > 1
         self.stacks = order.each
+        self.is_alone = len(order.sites) == 1 and not order.each
         self.left_out: dict[str, str] = {}
         self._changes: list[Arrays] = []
         self._sum: np.ndarray | None = None
         self._examples = 0
 
     @phase("move")
-    def add(self, sites: Sequence[tuple[str, int, float]], leaves: Mapping[str, Tensor]) -> dict[str, int]:
+    def add(
+        self, sites: Sequence[tuple[str, int, float]], leaves: Mapping[str, Tensor], encoded: Sequence[Arrays] = ()
+    ) -> dict[str, int]:
         """Take in what leaves the first rows of the matrix, for each (site, examples, loss).
 
         `leaves`: "delta" `[k, P]`, and what else the strategy returns, which goes up where every site's own is wanted.
+        `encoded`: the changes in the form in which a site that is alone in its order sends them.
         Returns site -> row of those whose round counts, so that they may keep what is private.
         """
         change = leaves["delta"]
@@ -50,7 +55,10 @@ class Reduction:
             more = {what: rows.cpu().numpy() for what, rows in leaves.items() if what != "delta"}
             for row, vector in enumerate(change.cpu().numpy()):
                 beside = {what: self._arrays(rows[row]) for what, rows in more.items()}
-                self._changes.append(join_more(self._arrays(vector), beside))
+                if encoded and self.is_alone:
+                    self._changes.append(join_more({}, {ENCODED: encoded[row], **beside}))
+                else:
+                    self._changes.append(join_more(self._arrays(vector), beside))
             return kept
         used = []
         for row, (site, examples, loss) in enumerate(sites):

@@ -15,17 +15,19 @@ import numpy as np
 
 from fedfm.arrays import Arrays
 from fedfm.errors import FedfmError
+from fedfm.federation.compression import ENCODED, compress, transform_of
 from fedfm.federation.faults import attacked, attackers, flip_labels
-from fedfm.federation.messages import Answer, Order
+from fedfm.federation.messages import Answer, Order, join_more, to_record
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
-from fedfm.federation.workbench import Workbench, workbench
+from fedfm.federation.workbench import ERROR, Workbench, workbench
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedfm.models.features import Features
     from fedfm.training.fit import SiteWork
+    from fedfm.training.local_round import RoundOfSites
 
 
 def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
@@ -47,8 +49,9 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         for work, metrics in zip(part, done.metrics, strict=True):
             told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
         _attack(order, sites, done.leaves["delta"])
+        sent_as = _compress(order, bench, sites, done, told)
         rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
-        bench.keep(order, reduction.add(rows, done.leaves), done.kept)
+        bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
     told.left_out |= reduction.left_out
     return told.answer(reduction.arrays())
 
@@ -110,6 +113,23 @@ def _attack(order: Order, sites: Sequence[str], change: Tensor) -> None:
         if site in attackers(config):
             sent = attacked(change[row].cpu().numpy(), config, order.round, site)
             change[row] = change.new_tensor(sent)
+
+
+def _compress(order: Order, bench: Workbench, sites: Sequence[str], done: RoundOfSites, told: _Told) -> list[Arrays]:
+    """What [update] makes of the sites' changes; nothing where it does nothing."""
+    config = parse_config(order.config)
+    if transform_of(config.update) is None:
+        return []
+    names = bench.sent_up(order.round)
+    sent = compress(config, order.round, sites, bench.matrix, names, done.leaves["delta"], done.kept.get(ERROR))
+    for row, site in enumerate(sites):
+        beside = {}
+        for what in bench.strategy.returns:
+            values = bench.matrix.unflatten(done.leaves[what][row].cpu().numpy())
+            beside[what] = {full: values[name] for name, full in names.items()}
+        size = to_record(join_more({}, {ENCODED: sent[row], **beside})).count_bytes()
+        told.say(site, **{"update-bytes": float(size)})
+    return sent
 
 
 def _as_attacked(order: Order, site: str, features: Features) -> Features:

@@ -12,6 +12,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
+from fedfm.federation.compression import keeps_error
 from fedfm.federation.messages import MORE, Order, split_more
 from fedfm.federation.site_data import parse_config
 from fedfm.federation.site_store import read_private, save_private
@@ -20,6 +21,9 @@ from fedfm.strategies import make_strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ERROR = "error"  # what a site has not sent of its changes so far
 
 
 class Workbench:
@@ -32,6 +36,7 @@ class Workbench:
 
         self.seed = config.seed
         self.strategy = make_strategy(config.strategy)
+        self.keeps = (*self.strategy.keeps, *((ERROR,) if keeps_error(config.update) else ()))
         self.model = build_model(config, card, pick_device(config))
         self.matrix = ClientMatrix(self.model, rows)
         self.body = load_body(config)
@@ -82,11 +87,11 @@ class Workbench:
         from fedfm.training.local_round import MODELS
 
         theta, kept = self.matrix.theta[: len(sites)], {}
-        for name in self.strategy.keeps:
+        for name in self.keeps:
             kept[name] = theta.clone() if name in MODELS else torch.zeros_like(theta)
-        for row, site in enumerate(sites if self.strategy.keeps else ()):
+        for row, site in enumerate(sites if self.keeps else ()):
             stored = self._read(order, site)
-            for name in self.strategy.keeps:
+            for name in self.keeps:
                 if (full := f"{name}{MORE}") in stored:
                     kept[name][row] = torch.from_numpy(stored[full]).to(theta)
         return kept

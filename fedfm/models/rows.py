@@ -76,20 +76,26 @@ class RowLoRA(RowModule):
     """A frozen linear layer plus a low-rank update for each site: `y = W0 x + b0 + (alpha / r) B A x`.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://arxiv.org/abs/2106.09685.
+    With `domain_rank` there is a second pair, `domain_A` and `domain_B`, that adds to the first at the same scale.
     A starts as Kaiming-uniform, B as zero (as in peft), so that the start is the body itself.
     """
 
-    def __init__(self, active: Active, base: nn.Linear, rank: int, alpha: float):
+    def __init__(self, active: Active, base: nn.Linear, rank: int, alpha: float, domain_rank: int = 0):
         shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank)}
+        if domain_rank:
+            shapes |= {"domain_A": (domain_rank, base.in_features), "domain_B": (base.out_features, domain_rank)}
         super().__init__(active, shapes)
         self.base, self.scale = base, alpha / rank
         self.merged: Tensor | None = None  # in place of the frozen weight
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.base.weight if self.merged is None else self.merged, self.base.bias)
-        low = torch.bmm(x.reshape(self.k, -1, x.shape[-1]), self.row("lora_A").transpose(1, 2))
-        flat = y.view(self.k, -1, y.shape[-1])
-        return torch.baddbmm(flat, low, self.row("lora_B").transpose(1, 2), alpha=self.scale).view(y.shape)
+        wide = x.reshape(self.k, -1, x.shape[-1])
+        total = y.view(self.k, -1, y.shape[-1])
+        for a, b in (("lora_A", "lora_B"), ("domain_A", "domain_B"))[: len(self.shapes) // 2]:
+            low = torch.bmm(wide, self.row(a).transpose(1, 2))
+            total = torch.baddbmm(total, low, self.row(b).transpose(1, 2), alpha=self.scale)
+        return total.view(y.shape)
 
     def merge(self, product: Tensor | None) -> None:
         """Compute with W0 + (alpha / r) `product [out, in]` from now on; with W0 itself where there is none."""
@@ -98,7 +104,7 @@ class RowLoRA(RowModule):
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]
-        if attribute == "lora_B":
+        if attribute.endswith("_B"):
             return torch.zeros(shape)
         bound = 1 / math.sqrt(shape[1])  # kaiming_uniform_ with a = sqrt(5)
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound

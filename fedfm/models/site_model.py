@@ -149,7 +149,7 @@ def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
         for attribute in module.shapes:
             full = f"{name}.{attribute}"
             # what belongs to a domain is drawn for that domain; what is shared is the same whichever model draws it
-            key = full if full.startswith("body.") else f"{model.card.domain}/{full}"
+            key = full if full.startswith("body.") and ".domain_" not in full else f"{model.card.domain}/{full}"
             words = np.random.SeedSequence([seed, *key.encode()]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
             values[full] = module.start(attribute, generator).to(model.dtype).numpy().copy()
@@ -159,12 +159,13 @@ def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
 def group_names(names: Iterable[str], sharing: Mapping[str, str], domain: str) -> dict[str, str]:
     """Tensor name -> name with its group: `shared/...`, `<domain>/...` or `private/...`.
 
-    What lies in the body is shared, the rest is the domain's, unless a pattern of [sharing] says otherwise; the first
-    pattern that matches wins.
+    What lies in the body is shared (a domain's own LoRA apart), the rest is the domain's, unless a pattern of [sharing]
+    says otherwise; the first pattern that matches wins.
     """
     grouped = {}
     for name in names:
-        default = "shared" if name.startswith("body.") else "domain"
+        is_shared = name.startswith("body.") and not name.endswith((".domain_A", ".domain_B"))
+        default = "shared" if is_shared else "domain"
         group = next((g for pattern, g in sharing.items() if fnmatch.fnmatchcase(name, pattern)), default)
         grouped[name] = f"{domain if group == 'domain' else group}/{name}"
     return grouped
@@ -245,8 +246,9 @@ def _tune_lora(model: SiteModel, settings: BodyConfig) -> None:
         known = ", ".join(sorted({n.rpartition(".")[2] for n, _ in linears}))
         what = f"no linear layer of the body is called {', '.join(sorted(unknown))}"
         raise ModelError(what, where="body.lora-targets", mend=f"known: all-linear, {known}")
+    ranks = settings.lora_rank, settings.lora_alpha, settings.domain_lora_rank
     for name, module in chosen:
-        _replace(model.body, name, RowLoRA(model.active, module, settings.lora_rank, settings.lora_alpha))
+        _replace(model.body, name, RowLoRA(model.active, module, *ranks))
 
 
 def _tune_full(model: SiteModel, settings: BodyConfig) -> None:

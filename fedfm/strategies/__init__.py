@@ -16,6 +16,7 @@ from fedfm.strategies.cfl import CFL
 from fedfm.strategies.dare import Dare
 from fedfm.strategies.ditto import Ditto
 from fedfm.strategies.domain_sum import DomainSum
+from fedfm.strategies.dual_lora import DualLoRA
 from fedfm.strategies.fedadagrad import FedAdagrad
 from fedfm.strategies.fedadam import FedAdam
 from fedfm.strategies.fedavg import FedAvg
@@ -94,6 +95,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "task-arithmetic": TaskArithmetic,
     "ties": Ties,
     "dare": Dare,
+    "dual-lora": DualLoRA,
     "domain-sum": DomainSum,
 }
 

@@ -239,3 +239,14 @@ def test_the_destination_is_new_or_empty(lora, tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         export(tmp_path, tmp_path / "g")
     assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize("name", ["dual-lora", "flora"])
+def test_what_lies_beside_the_shared_adapter_is_exported_too(tmp_path, name):
+    """A domain's own pair goes into its adapter, merged products into the body: peft computes the same, 1e-12."""
+    run = make_run(tmp_path, f"strategy.name={name}")
+    target = export(run, tmp_path / "export")
+    own = target / "domains" / "finance" / "adapter"
+    theirs = hidden_states(load_with_adapter(target, own if own.exists() else target / "adapter"), target)
+    assert own.exists() == (name == "dual-lora")
+    assert_same(hidden_in_fedfm(run), theirs, 1e-12)

@@ -195,3 +195,19 @@ def test_ffa_lora_sends_no_a_and_rolora_half_of_the_factors_up(tmp_path):
 def test_without_lora_they_are_refused(name):
     with pytest.raises(ConfigError, match=f'{name} averages LoRA updates, but body.tuning = "head" trains none'):
         load_config({"strategy": {"name": name}}, ["body.tuning=head"], (check_strategy,))
+
+
+def test_dual_lora_trains_both_pairs_and_a_domain_touches_its_own_alone(tmp_path):
+    from federation_helpers import Recorder, train_federation
+
+    recorder = Recorder()
+    config = tiny(tmp_path, "strategy.name=dual-lora", "rounds=2", "engine.dtype=float64", finance=TEXTS, ner=WORDS)
+    assert config.body.domain_lora_rank == 8
+    done = train_federation(config, recorder)
+    names = {name.rpartition(".")[2] for name in done.weights if "lora_" in name or "domain_" in name}
+    assert names == {"lora_A", "lora_B", "domain_A", "domain_B"}
+    for order, down, up in recorder.of("train"):
+        groups = {name.partition("/")[0] for name in (*down, *up) if "domain_" in name}
+        assert groups == {order.card.domain}
+    for end in (".lora_B", ".domain_B"):  # both begin at zero, and both have moved in every domain
+        assert all(value.any() for name, value in done.weights.items() if name.endswith(end))

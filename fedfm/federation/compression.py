@@ -1,0 +1,76 @@
+"""A site's change on its way to the server, as [update] has it: clipped, noised, made small, and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
+from fedfm.config.update import UpdateConfig
+from fedfm.strategies.transforms import Transform, chain, clip, fp16, gaussian, qsgd, send_with_feedback, sign, top_k
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedfm.training.matrix import ClientMatrix
+
+ENCODED = "encoded"  # under this word the tensors of an update stand that must be decoded
+
+
+@lru_cache(maxsize=16)
+def transform_of(settings: UpdateConfig) -> Transform | None:
+    """What [update] does to a change; None where it does nothing."""
+    smaller = {
+        "none": None, "fp16": fp16, "qsgd8": lambda: qsgd(8), "qsgd4": lambda: qsgd(4), "qsgd2": lambda: qsgd(2),
+        "top-k": lambda: top_k(settings.top_k), "sign": sign,
+    }[settings.compress]  # fmt: skip
+    steps = [clip(settings.clip)] if settings.clip else []
+    steps += [gaussian(settings.noise)] if settings.noise else []
+    steps += [smaller()] if smaller else []
+    return chain(*steps) if steps else None
+
+
+def keeps_error(settings: UpdateConfig) -> bool:
+    """Does a site keep what it did not send?"""
+    transform = transform_of(settings)
+    return bool(transform and transform.feedback and settings.error_feedback)
+
+
+def compress(
+    config: RunConfig, round: int, sites: Sequence[str], matrix: ClientMatrix, names: Mapping[str, str],
+    change: Tensor, error: Tensor | None,
+) -> list[Arrays]:  # fmt: skip
+    """What each site sends of its row of `change [k, P]`, which becomes what the server will read of it.
+
+    names: in the model -> in the message, of the tensors that are sent. error `[k, P]`: what was not sent so far.
+    """
+    transform, sent = transform_of(config.update), []
+    for row, site in enumerate(sites):
+        draw = np.random.default_rng([config.seed, round, *f"update/{site}".encode()])
+        arrays = _named(matrix, change[row], names)
+        if error is None:
+            encoded = transform.encode(arrays, draw)
+        else:
+            encoded, left = send_with_feedback(transform, arrays, _named(matrix, error[row], names), draw)
+            error[row] = matrix.flatten({name: left[full] for name, full in names.items() if full in left})
+        arrived = transform.decode(encoded, arrays)
+        change[row] = matrix.flatten({name: arrived[full] for name, full in names.items()})
+        sent.append(encoded)
+    return sent
+
+
+def decode(config: RunConfig, encoded: Arrays, like: Arrays) -> Arrays:
+    """The change that a site's `encoded` tensors stand for. Raises KeyError, ValueError for what cannot be read."""
+    transform = transform_of(config.update)
+    if transform is None:
+        raise ValueError("its update is compressed, but [update] says nothing of it")
+    return transform.decode(encoded, like)
+
+
+def _named(matrix: ClientMatrix, row: Tensor, names: Mapping[str, str]) -> Arrays:
+    values = matrix.unflatten(row.cpu().numpy())
+    return {full: values[name] for name, full in names.items()}
