@@ -68,15 +68,23 @@ def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: 
     return prepared(config_module.load_config(data, overrides, CHECKS))
 
 
-def run(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore) -> Run:
+def run(
+    source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore, strategy: Any = None
+) -> Run:
     """Run a configuration with `key=value` overrides from the start, in a new folder under `runs.folder`.
 
     `listen` is called with every event of the run (see fedfm.results.screen). Raises UserError where the input is
     wrong, RunError where the run could not go on; the folder then says so and can be resumed.
+
+    `strategy`: an object in place of what [strategy] names, for the server half: any `flwr.serverapp.strategy.Strategy`
+    (one domain, engine `local`; not to be resumed).
     """
     quiet_libraries()
     config = anchored(load_config(source, *overrides))
-    return _run_in(RunFolder.create(config), config, listen)
+    if strategy is not None and config.engine.name != "local":
+        what = "a strategy object works in this process only"
+        raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
+    return _run_in(RunFolder.create(config), config, listen, strategy)
 
 
 def run_profiled(
@@ -116,9 +124,12 @@ def anchored(config: RunConfig) -> RunConfig:
     return config
 
 
-def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
+def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any = None) -> Run:
     try:
-        ENGINES[config.engine.name](config, folder, listen)
+        if strategy is None:
+            ENGINES[config.engine.name](config, folder, listen)
+        else:
+            _local(config, folder, listen, strategy)
     except KeyboardInterrupt as stop:
         folder.update(status="interrupted", reason="stopped by the user")
         stop.add_note(f"go on with: fedfm resume {folder.path}")
@@ -130,7 +141,7 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen) -> Run:
     return Run(folder.path)
 
 
-def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
+def _local(config: RunConfig, folder: RunFolder, listen: Listen, strategy: Any = None) -> None:
     with phase("load"):
         from fedfm.engines.local import LocalGrid
         from fedfm.federation.client_app import app
@@ -138,7 +149,11 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
         from fedfm.federation.site_data import forget_data
 
         forget_data()
-    RoundLoop(LocalGrid(app), config, folder, listen).run()
+    if strategy is not None:
+        from fedfm.federation.flower_strategy import as_ours
+
+        strategy = as_ours(strategy)
+    RoundLoop(LocalGrid(app), config, folder, listen, strategy).run()
 
 
 def _ray(config: RunConfig, folder: RunFolder, listen: Listen) -> None:

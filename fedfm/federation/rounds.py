@@ -19,6 +19,7 @@ from fedfm.arrays import Arrays, non_finite, sha256
 from fedfm.config import RunConfig
 from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Sites
+from fedfm.federation.asynchrony import advance, begin, next_done
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, refuse_changed_data, save_cards
 from fedfm.federation.faults import draw_faults, present
@@ -29,17 +30,20 @@ from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
 from fedfm.profiling import phase
 from fedfm.results.run_folder import Listen, RunFolder
-from fedfm.strategies import Round, make_strategy
+from fedfm.strategies import Round, Strategy, make_strategy
 from fedfm.strategies.base import State
 
 
 class RoundLoop:
     """One run over a Grid, from enrolment to the final test. `listen` hears every event that the run folder gets."""
 
-    def __init__(self, grid: Grid, config: RunConfig, folder: RunFolder, listen: Listen = lambda event: None):
+    def __init__(
+        self, grid: Grid, config: RunConfig, folder: RunFolder, listen: Listen = lambda event: None,
+        strategy: Strategy | None = None,
+    ):  # fmt: skip
         self.grid, self.config, self.folder = grid, config, folder
         self.journal = Journal(folder, listen)
-        self.strategy = make_strategy(config.strategy)
+        self.strategy = strategy or make_strategy(config.strategy)
         self.file = folder.path / "checkpoint" / "state.safetensors"
 
     def run(self) -> Scores:
@@ -85,15 +89,14 @@ class RoundLoop:
 
     def _round(self, now: Checkpoint) -> Checkpoint:
         count = Count(number=now.progress.round + 1, started=time.perf_counter())
-        there = present(self.sites.roll.site_domains(), self.config.simulation, count.number)
-        if not there:
-            raise RunError(f"round {count.number}: no site takes part", where="simulation.joins, simulation.leaves")
-        asked = sample_sites(there, self.config.sampling, self.config.seed, count.number)
+        now, asked = self._who(now, count.number)
         faults = draw_faults(asked, self.config, self.strategy, count.number)
         packed = self.sites.pack(now.weights, now.state)
         updates = Intake(self.sites, self.config, now.weights, packed, count).updates(asked, faults)
         with phase("aggregate"):  # which takes the updates as they come: their own phases stop its clock
             weights, state = self.strategy.aggregate(now.weights, updates, now.state, self._about(count.number))
+        if self.strategy.asynchronous:
+            state, count.virtual_seconds = advance(state, weights, self.sites, asked, count.number)
         minimum = self.config.sampling.minimum_sites
         if count.used < minimum:
             what = (
@@ -107,6 +110,16 @@ class RoundLoop:
             mend = "run again with a lower strategy.server-learning-rate or local.learning-rate"
             raise RunError(what, mend=mend)
         return self._evaluate(replace(now, weights=weights, state=state), count)
+
+    def _who(self, now: Checkpoint, number: int) -> tuple[Checkpoint, list[str]]:
+        """The sites of a round: a draw, or, where nobody waits for others, those that are done first."""
+        there = present(self.sites.roll.site_domains(), self.config.simulation, number)
+        if not there:
+            raise RunError(f"round {number}: no site takes part", where="simulation.joins, simulation.leaves")
+        if not self.strategy.asynchronous:
+            return now, sample_sites(there, self.config.sampling, self.config.seed, number)
+        now = replace(now, state=begin(now.state, now.weights, self.sites, there, number))
+        return now, next_done(now.state, there, self.strategy.buffer)
 
     def _about(self, number: int) -> Round:
         """What the server half is told of a round."""

@@ -22,6 +22,7 @@ from fedfm.strategies.fedadam import FedAdam
 from fedfm.strategies.fedavg import FedAvg
 from fedfm.strategies.fedavgm import FedAvgM
 from fedfm.strategies.fedbabu import FedBABU
+from fedfm.strategies.fedbuff import FedBuff
 from fedfm.strategies.feddyn import FedDyn
 from fedfm.strategies.fedex_lora import FedExLoRA
 from fedfm.strategies.fedit import FedIT
@@ -97,6 +98,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "dare": Dare,
     "dual-lora": DualLoRA,
     "domain-sum": DomainSum,
+    "fedbuff": FedBuff,
 }
 
 __all__ = [
@@ -115,17 +117,21 @@ def make_strategy(settings: StrategyConfig) -> Strategy:
 
 
 def prepared(config: RunConfig) -> RunConfig:
-    """The configuration with what its strategy brings (`sets`), where the user has not set it himself."""
-    brings = STRATEGIES[config.strategy.name].sets if config.strategy.name in STRATEGIES else {}
-    data = config.to_dict()
-    for section, values in brings.items():
-        data[section] = {**values, **data[section]} if section == "sharing" else _where_default(data, section, values)
-    return type(config).model_validate(data) if brings else config
+    """The configuration with what its strategy brings (`sets`), where the user has not set it himself.
 
-
-def _where_default(data: dict[str, Any], section: str, values: dict[str, Any]) -> dict[str, Any]:
-    defaults = RunConfig().to_dict()[section]
-    return data[section] | {name: value for name, value in values.items() if data[section][name] == defaults[name]}
+    Of the result every key counts as set: prepared once more it stays as it is.
+    """
+    if config.strategy.name not in STRATEGIES:
+        return config
+    strategy, data = STRATEGIES[config.strategy.name], config.to_dict()
+    rate = {"server-learning-rate": strategy.server_learning_rate}
+    for section, values in {"strategy": rate, **strategy.sets}.items():
+        if section == "sharing":
+            data[section] = {**values, **data[section]}
+            continue
+        given = getattr(config, section).model_fields_set
+        data[section] |= {name: value for name, value in values.items() if name.replace("-", "_") not in given}
+    return type(config).model_validate(data)
 
 
 def check_strategy(config: RunConfig) -> list[Problem]:
@@ -136,7 +142,7 @@ def check_strategy(config: RunConfig) -> list[Problem]:
     if strategy.groups_sites and config.early_stopping.patience:
         what = f"{config.strategy.name} has a model for each group of sites; only the last round's can be kept"
         return [Problem(what, "early-stopping.patience", "0: train all rounds")]
-    return strategy.problems(config)
+    return strategy.problems(prepared(config))
 
 
 def _problems(settings: StrategyConfig) -> list[Problem]:

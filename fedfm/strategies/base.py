@@ -135,6 +135,7 @@ class Strategy:
     views: ClassVar[tuple[str, ...]] = ()  # other weights under which `pull` sees the examples: "received", or kept
     candidates: ClassVar[tuple[str, ...]] = ()  # of `sends`: models of which a site begins from the best
     keeps_partial: ClassVar[bool] = False  # is the update of a site that got to a part of its steps used?
+    asynchronous: ClassVar[bool] = False  # does a round take those who are done first, on whatever weights they began?
     groups_sites: ClassVar[bool] = False  # do sites use models of `variants`?
     tunes_after: ClassVar[int] = (
         0  # epochs that each site tunes the final model on its own data, to be scored as its own

@@ -30,6 +30,8 @@ class DualLoRA(FedAvg):
     sets: ClassVar[Mapping[str, Any]] = {"body": {"domain-lora-rank": 8}}
 
     def problems(self, config: RunConfig) -> list[Problem]:
+        if config.body.tuning == "lora" and not config.body.domain_lora_rank:
+            return [Problem("dual-lora needs a pair for each domain", "body.domain-lora-rank", "1 or more")]
         if config.body.tuning == "lora":
             return []
         what = f'dual-lora trains two LoRA pairs a layer, but body.tuning = "{config.body.tuning}" trains none'

@@ -16,7 +16,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import StrategyConfig, load_config
 from fedfm.errors import ConfigError
 from fedfm.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fedfm.strategies import STRATEGIES, SiteRows, Update, check_strategy, make_strategy
+from fedfm.strategies import STRATEGIES, SiteRows, Update, check_strategy, make_strategy, prepared
 from fedfm.training.local_round import MODELS
 
 SHAPES = {"shared/lora": (3, 2), "finance/head": (4,), "ner/head": (2, 2)}
@@ -167,3 +167,17 @@ def test_a_wrong_strategy_table_is_refused_with_its_place(override, what):
         load_config({"strategy": {"name": "fedprox"}}, [override], (check_strategy,))
     assert what in str(caught.value)
     assert f"command line, {override.partition('=')[0]}" in str(caught.value)
+
+
+def test_what_a_strategy_brings_gives_way_to_what_the_user_sets_and_is_kept_once_it_is_written():
+    """The server-learning-rate of FedAdam is 0.01, unless another is given; patterns of a user go first."""
+    adam = prepared(load_config({"strategy": {"name": "fedadam"}}))
+    assert adam.strategy.server_learning_rate == 0.01
+    assert prepared(adam) == adam
+    own = prepared(load_config({"strategy": {"name": "fedadam", "server-learning-rate": 1.0}}))
+    assert prepared(own).strategy.server_learning_rate == 1.0
+    per = prepared(load_config({"strategy": {"name": "fedper"}, "sharing": {"head.*": "domain"}}))
+    assert per.sharing == {"head.*": "domain"}
+    assert prepared(load_config({"strategy": {"name": "fedper"}})).sharing == {"head.*": "private"}
+    assert prepared(load_config({"strategy": {"name": "dual-lora"}})).body.domain_lora_rank == 8
+    assert prepared(load_config({})) == load_config({})
