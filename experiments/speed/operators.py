@@ -39,20 +39,20 @@ def of_fedfm(workload, engine: str) -> float:
     """Of fedfm's local training, over one round of an engine that works in this process."""
     import fedfm_engines
 
-    from fedfm.training import fit as fit_module
+    from fedfm.training import local_round
 
-    real, operators, steps = fit_module.fit, [], []
+    real, operators, steps = local_round.fit, [], []
 
-    def counted(matrix, works, local, correct=None):
+    def counted(matrix, works, local, *rest):
         with Count() as count:
-            losses = real(matrix, works, local, correct)
+            losses = real(matrix, works, local, *rest)
         operators.append(count.operators)
         steps.extend(-(-len(work.features) // local.batch_size) * local.epochs for work in works)
         return losses
 
-    fit_module.fit = counted
+    local_round.fit = counted
     try:
         fedfm_engines.run(workload, engine, 1)
     finally:
-        fit_module.fit = real
+        local_round.fit = real
     return sum(operators) / sum(steps)
