@@ -1,6 +1,6 @@
 """Coordinate-wise median.
 
-Yin, Chen, Kannan, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
+Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
 https://arxiv.org/abs/1803.01498:
 
     server:   w^{t+1}_j = w^t_j + eta_s median_k Delta_{k,j}        for every coordinate j, unweighted

@@ -67,9 +67,9 @@ def bulyan(rows: np.ndarray, byzantine: int, at_once: bool = False) -> np.ndarra
 
 
 def by_group(updates: Sequence[Update], reduce: Reducer) -> Arrays:
-    """`reduce` over the updates of those who sent a group's tensors, all tensors of the group side by side."""
+    """`reduce` over those who sent the tensors; those of a group that the same sites sent lie side by side."""
     reduced: Arrays = {}
-    for names, senders in _groups(updates).items():
+    for names, senders in _groups(updates):
         rows = np.stack([np.concatenate([u.delta[n].ravel().astype(np.float64) for n in names]) for u in senders])
         flat, first = reduce(rows), 0
         for name in names:
@@ -80,11 +80,18 @@ def by_group(updates: Sequence[Update], reduce: Reducer) -> Arrays:
     return reduced
 
 
-def _groups(updates: Iterable[Update]) -> dict[tuple[str, ...], list[Update]]:
-    """The tensors of a group -> the updates that hold them."""
-    found: dict[tuple[str, ...], list[Update]] = {}
-    for update in updates:
-        for group in sorted({group_of(name) for name in update.delta}):
-            names = tuple(sorted(name for name in update.delta if group_of(name) == group))
-            found.setdefault(names, []).append(update)
-    return found
+def _groups(updates: Iterable[Update]) -> list[tuple[list[str], list[Update]]]:
+    """Tensors of one group that the same updates hold, and those updates.
+
+    A group may have several: with body.tuning = "full" only sites with texts train the embeddings of the shared body.
+    Each tensor stands in one of them, beside all who sent it.
+    """
+    updates = list(updates)
+    senders: dict[str, list[int]] = {}
+    for place, update in enumerate(updates):
+        for name in update.delta:
+            senders.setdefault(name, []).append(place)
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name in sorted(senders):
+        found.setdefault((group_of(name), tuple(senders[name])), []).append(name)
+    return [(names, [updates[place] for place in places]) for (_, places), names in found.items()]

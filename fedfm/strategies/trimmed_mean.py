@@ -1,6 +1,6 @@
 """Coordinate-wise trimmed mean.
 
-Yin, Chen, Kannan, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
+Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
 https://arxiv.org/abs/1803.01498:
 
     server:   w^{t+1}_j = w^t_j + eta_s mean of Delta_{k,j} without the floor(b n) smallest and largest, unweighted

@@ -96,3 +96,19 @@ def test_a_norm_bound_cuts_the_norm_over_all_tensors():
     )
     assert new["shared/x"].tolist() == pytest.approx([0.6, 0.0])
     assert new["d/h"].tolist() == pytest.approx([0.0, 0.8])
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum", "multi-krum", "bulyan"])
+def test_what_only_some_sites_of_a_group_send_leaves_the_vote_on_the_rest_to_all(name):
+    """Texts train the embeddings of the shared body and images do not: five and two sites, seven on what both train."""
+    rows = np.random.default_rng(8).standard_normal((7, 4))
+    updates = [
+        Update(f"s{i}", "d", 1, {"shared/body": row} | ({"shared/embeddings": row} if i < 5 else {}))
+        for i, row in enumerate(rows)
+    ]
+    weights = {"shared/body": np.zeros(4), "shared/embeddings": np.zeros(4)}
+    together = aggregate(strategy_named(name), weights, updates)
+    for tensor, senders in (("shared/body", updates), ("shared/embeddings", updates[:5])):
+        alone = [Update(u.site, u.domain, 1, {tensor: u.delta[tensor]}) for u in senders]
+        expected = aggregate(strategy_named(name), {tensor: weights[tensor]}, alone)
+        np.testing.assert_array_equal(together[tensor], expected[tensor])
