@@ -15,7 +15,7 @@ from fedfm.errors import ConfigError
 DOMAIN = {
     "source": "generated", "sites": 2, "partition": "iid", "alpha": 0.5, "minimum-per-site": 2, "classes-per-site": 2,
     "sigma": 1.0, "weight": 1.0, "max-examples": 0, "text-column": "text", "label-column": "label", "image-size": 0,
-    "strict-tags": False, "local": {}, "site": [],
+    "strict-tags": False, "lora-rank": 0, "local": {}, "site": [],
 }  # fmt: skip
 EVERY_KEY = {  # a change here is a change of the contract with every configuration file in the world
     "seed": 0,

@@ -113,6 +113,7 @@ class EarlyStoppingConfig(Section):
 class SiteConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a word of letters, digits, ., - and _")
     source: str = ""
+    lora_rank: int = Field(0, ge=0, description="rank of its LoRA, at most body.lora-rank; 0: as its domain")
 
 
 class DomainConfig(Section):
@@ -129,6 +130,7 @@ class DomainConfig(Section):
     text_column: str = "text"
     label_column: str = "label"
     image_size: int = Field(0, ge=0, description="resize images to this many pixels a side; 0: as they are")
+    lora_rank: int = Field(0, ge=0, description="rank of its sites' LoRA, at most body.lora-rank; 0: body.lora-rank")
     strict_tags: bool = Field(False, description="refuse an I- tag that does not continue an entity")
     local: LocalOverrides = Field(default_factory=LocalOverrides)
     site: tuple[SiteConfig, ...] = Field((), strict=False, description="names, and sources of their own")
@@ -205,6 +207,7 @@ class RunConfig(Section):
                 *self._doubled_sites(),
                 *self._unknown_metric(),
                 *self._too_many_asked(),
+                *self._unfit_ranks(),
                 *self.simulation.unknown_sites(self.sites()),
             ]
         )
@@ -214,6 +217,15 @@ class RunConfig(Section):
         most, asked = sum(len(s.site_names(d)) for d, s in self.domains.items()), self.sampling.minimum_sites
         what = f"a round needs {asked} usable updates, but there are only {most} sites"
         return [(("sampling", "minimum-sites"), what)] if asked > most else []
+
+    def _unfit_ranks(self) -> list[Finding]:
+        given = {("domains", d, "lora-rank"): s.lora_rank for d, s in self.domains.items()}
+        for domain, settings in self.domains.items():
+            tables = enumerate(settings.site)
+            given |= {("domains", domain, "site", place, "lora-rank"): site.lora_rank for place, site in tables}
+        most = self.body.lora_rank
+        what = "is more than body.lora-rank = {}, which the server's LoRA has"
+        return [(path, f"lora-rank = {rank} {what.format(most)}") for path, rank in given.items() if rank > most]
 
     def _unfit_domain_names(self) -> list[Finding]:
         reserved = (*GROUPS, "federation", "mean", "worst")  # the last two are what early stopping may watch
@@ -248,6 +260,15 @@ class RunConfig(Section):
         """Site name -> domain, sorted by site name (the order of every sum)."""
         pairs = {name: d for d, settings in self.domains.items() for name in settings.site_names(d)}
         return dict(sorted(pairs.items()))
+
+    def ranks(self) -> dict[str, int]:
+        """Site name -> rank of its LoRA: its own, or its domain's, or body.lora-rank."""
+        found = {}
+        for domain, settings in self.domains.items():
+            common = settings.lora_rank or self.body.lora_rank
+            found |= dict.fromkeys(settings.site_names(domain), common)
+            found |= {site.name: site.lora_rank for site in settings.site if site.lora_rank}
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by kebab-case key, which `load_config` takes for this same configuration."""

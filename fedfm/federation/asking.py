@@ -20,20 +20,22 @@ from fedfm.federation.messages import Answer, Order, join_more, read_answer, to_
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
+from fedfm.strategies.lora import to_rank
 
+Kind = tuple[str, int]  # of the model that a site is sent: the name of a variant, the rank of the LoRA
 NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What sites are sent: a record for each domain and variant of the model, shared by the messages that carry it."""
+    """What sites are sent: a record for each domain and kind of model, shared by the messages that carry it."""
 
-    records: Mapping[tuple[str, str], ArrayRecord]
-    variant_of: Callable[[str], str]
+    records: Mapping[tuple[str, Kind], ArrayRecord]
+    kind_of: Callable[[str], Kind]
 
     def of(self, domain: str, site: str) -> ArrayRecord:
         """The record that a site of `domain` gets."""
-        return self.records[domain, self.variant_of(site)]
+        return self.records[domain, self.kind_of(site)]
 
 
 class Sites:
@@ -48,7 +50,7 @@ class Sites:
         rows: Mapping[str, int], strategy: Strategy,
     ):  # fmt: skip
         self.grid, self.config, self.roll, self.names, self.journal = grid, config, roll, names, journal
-        self.rows, self.strategy = rows, strategy
+        self.rows, self.strategy, self.ranks = rows, strategy, config.ranks()
         self.each = strategy.each or config.simulation.attack == "alie"  # whose attackers know one another's
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.config_text = json.dumps(config.to_dict())
@@ -64,35 +66,44 @@ class Sites:
         of_strategy = self.strategy.groups_sites or "personal" in self.strategy.keeps
         return "personal" if of_strategy or "private" in self.config.sharing.values() else ""
 
-    def pack(self, weights: Arrays, state: State, along: bool = True, grouped: bool = True) -> Packed:
-        """`along`: with what the strategy sends beside the weights. `grouped`: to each site the model of its group."""
+    def pack(self, weights: Arrays, state: State, along: bool = True, own: bool = True) -> Packed:
+        """`along`: with what the strategy sends beside the weights. `own`: to each site the model of its group, of its
+        rank; the server's otherwise."""
         more = {what: state[what] for what in self.strategy.sends if along and what in state}
         variants = {"": {} if along and self.strategy.candidates else weights}  # candidates come along as `sends`
-        variants |= self.strategy.variants(weights, state) if grouped else {}
+        variants |= self.strategy.variants(weights, state) if own else {}
+        whole = self.config.body.lora_rank
+        ranks = {domain: {whole} for domain in self.names}
+        for site in self.roll.cards if own else ():
+            ranks[self.domain_of(site)].add(self.ranks[site])
         records = {
-            (domain, variant): to_record(_of_domain(arrays, more, names))
+            (domain, (variant, rank)): to_record(to_rank(_of_domain(arrays, more, names), rank))
             for domain, names in self.names.items()
             for variant, arrays in variants.items()
+            for rank in sorted(ranks[domain])
         }
-        return Packed(records, lambda site: self.strategy.variant_of(state, site) if grouped else "")
+        if not own:
+            return Packed(records, lambda site: ("", whole))
+        return Packed(records, lambda site: (self.strategy.variant_of(state, site), self.ranks[site]))
 
     def expected(self, weights: Arrays, site: str, round: int) -> Arrays:
         """The tensors whose change a site sends in a round: what its update must look like."""
         names = self.names[self.domain_of(site)]
-        return {name: weights[name] for name in names if self.strategy.shares(name, round)}
+        whole = {name: weights[name] for name in names if self.strategy.shares(name, round)}
+        return to_rank(whole, self.ranks[site])
 
     def train(
         self, sites: Sequence[str], round: int, packed: Packed, shares: Mapping[str, float] = NOTHING
     ) -> Iterator[Answer]:
         """Answers of the packs that the sites form, in the packs' order, one at a time. `shares`: see `Order`."""
-        packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.variant_of)
+        packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.kind_of)
         parts = {pack: tuple(shares.get(site, 1.0) for site in pack) for pack in packs} if shares else {}
         orders = {pack: self._order("train", pack, round, packed, shares=parts.get(pack, ())) for pack in packs}
         return self._ask(orders, round, "train")
 
     def evaluate(self, round: int, packed: Packed, split: str, model: str = "global") -> Iterator[Answer]:
         """Answers of all sites about one split, as `train`. `model`: see `Order`."""
-        packs = packs_to_score(self.roll.cards, self.roll, split, self.together, packed.variant_of)
+        packs = packs_to_score(self.roll.cards, self.roll, split, self.together, packed.kind_of)
         orders = {pack: self._order("evaluate", pack, round, packed, split, model) for pack in packs}
         return self._ask(orders, round, split)
 
@@ -107,7 +118,7 @@ class Sites:
         domain = self.domain_of(pack[0])
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
-            work_of(pack, self.roll, self.config), self.folder, model, shares,
+            work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], shares,
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 

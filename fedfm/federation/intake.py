@@ -17,6 +17,7 @@ from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.strategies import Update
+from fedfm.strategies.lora import from_rank
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Intake:
     def __init__(self, sites: Sites, config: RunConfig, weights: Arrays, packed: Packed, count: Count):
         self.sites, self.config, self.weights = sites, config, weights
         self.packed, self.count = packed, count
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[tuple[str, int], int] = {}
 
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
@@ -79,11 +80,12 @@ class Intake:
 
     def _bytes_of_update(self, domain: str, site: str) -> int:
         """What a site of the domain sends in this round, were it alone."""
-        if domain not in self._sizes:
+        kind = domain, self.sites.ranks[site]
+        if kind not in self._sizes:
             arrays = self.sites.expected(self.weights, site, self.count.number)
             more = dict.fromkeys(self.sites.strategy.returns, arrays)
-            self._sizes[domain] = to_record(join_more(arrays, more)).count_bytes()
-        return self._sizes[domain]
+            self._sizes[kind] = to_record(join_more(arrays, more)).count_bytes()
+        return self._sizes[kind]
 
     def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
@@ -110,6 +112,7 @@ class Intake:
                 losses = [told[name]["loss"] for name in names]
                 metrics = {"loss": float(np.average(losses, weights=examples))}
             delta, more = split_more(arrays)
+            delta = from_rank(delta, self.weights, self.sites.ranks[names[0]])
             updates.append(Update("+".join(names), domain, sum(examples), delta, metrics, more))
         return updates, refused
 

@@ -77,6 +77,7 @@ class Order:
     work: float = 0.0
     folder: str = ""
     model: str = "global"  # evaluate only: "global" (as a new site has it), "personal" or "tuned" (the site's own)
+    rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
 
 
@@ -164,7 +165,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
     fields = {
         "sites": list(order.sites), "round": order.round, "split": order.split, "config": order.config,
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
-        "folder": order.folder, "model": order.model, "shares": list(order.shares),
+        "folder": order.folder, "model": order.model, "rank": order.rank, "shares": list(order.shares),
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
@@ -186,7 +187,7 @@ def read_order(message: Message) -> tuple[Order, Arrays]:
     order = Order(
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
-        str(record["model"]), tuple(record["shares"]),
+        str(record["model"]), int(record["rank"]), tuple(record["shares"]),
     )  # fmt: skip
     return order, from_record(message.content["weights"])
 

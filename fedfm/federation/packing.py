@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from fedfm.config import RunConfig
 from fedfm.federation.enrolment import Roll
 
 Pack = tuple[str, ...]
-Variant = Callable[[str], str]  # of the model that a site is sent
+Kind = Callable[[str], Hashable]  # of the model that a site is sent
 EXAMPLES_OF_A_PACK = 2048  # to score at once: enough to fill batches, few enough to hold their logits
 SITES_OF_A_PACK = 256
 
@@ -47,7 +47,7 @@ def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
 
 
 def packs_to_train(
-    sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int], variant: Variant = _same
+    sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int], kind: Kind = _same
 ) -> list[Pack]:
     """Packs of at most `rows[domain]` sites, in order of their first names; packs of one where that is 1.
 
@@ -59,17 +59,15 @@ def packs_to_train(
         return -steps_of(site, roll, config), -roll.cards[site].mean_words, site
 
     packs = []
-    for domain, members in _by_node(sites, roll, variant).items():
+    for domain, members in _by_node(sites, roll, kind).items():
         packs += _chunks(sorted(members, key=alike), rows[domain[0]])
     return sorted(packs)
 
 
-def packs_to_score(
-    sites: Iterable[str], roll: Roll, split: str, together: bool, variant: Variant = _same
-) -> list[Pack]:
+def packs_to_score(sites: Iterable[str], roll: Roll, split: str, together: bool, kind: Kind = _same) -> list[Pack]:
     """Packs whose examples go through the model together; each site alone where not `together`."""
     packs = []
-    for members in _by_node(sites, roll, variant).values():
+    for members in _by_node(sites, roll, kind).values():
         pack: list[str] = []
         examples = 0
         for site in sorted(members):
@@ -98,11 +96,11 @@ def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
     return sum(steps_of(site, roll, config) * local.batch_size * lengths[site] for site in pack)
 
 
-def _by_node(sites: Iterable[str], roll: Roll, variant: Variant) -> dict[tuple[str, int, str], list[str]]:
-    """(domain, node, variant of the model) -> its sites: an order goes to one node, with one model."""
-    members: dict[tuple[str, int, str], list[str]] = {}
+def _by_node(sites: Iterable[str], roll: Roll, kind: Kind) -> dict[tuple[str, int, Hashable], list[str]]:
+    """(domain, node, kind of model) -> its sites: an order goes to one node, with one model."""
+    members: dict[tuple[str, int, Hashable], list[str]] = {}
     for site in sites:
-        members.setdefault((roll.cards[site].domain, roll.nodes[site], variant(site)), []).append(site)
+        members.setdefault((roll.cards[site].domain, roll.nodes[site], kind(site)), []).append(site)
     return members
 
 

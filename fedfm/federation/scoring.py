@@ -56,7 +56,7 @@ class Scores:
 
 def score(sites: Sites, weights: Arrays, state: State, round: int, split: str) -> Scores:
     """Ask the sites for their tallies of a model on `split`; write site, domain and federation rows."""
-    scores = _score(sites, sites.pack(weights, state, along=False, grouped=False), round, split, "global")
+    scores = _score(sites, sites.pack(weights, state, along=False, own=False), round, split, "global")
     if model := sites.own_model(split):
         scores.personal = _score(sites, sites.pack(weights, state, along=False), round, split, model)
     return scores

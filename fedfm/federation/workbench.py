@@ -29,7 +29,7 @@ ERROR = "error"  # what a site has not sent of its changes so far
 class Workbench:
     """The model of a domain in this process, with its client matrix. `grouped`: name in the model -> in the message."""
 
-    def __init__(self, config: RunConfig, card: DomainCard, rows: int):
+    def __init__(self, config: RunConfig, card: DomainCard, rows: int, rank: int = 0):
         from fedfm.models.body import load_body
         from fedfm.models.site_model import build_model, group_names
         from fedfm.training.matrix import ClientMatrix
@@ -37,7 +37,7 @@ class Workbench:
         self.seed = config.seed
         self.strategy = make_strategy(config.strategy)
         self.keeps = (*self.strategy.keeps, *((ERROR,) if keeps_error(config.update) else ()))
-        self.model = build_model(config, card, pick_device(config))
+        self.model = build_model(_with_rank(config, rank), card, pick_device(config))
         self.matrix = ClientMatrix(self.model, rows)
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
@@ -116,6 +116,15 @@ class Workbench:
         return read_private(_store(order), site, last) or {}
 
 
+def _with_rank(config: RunConfig, rank: int) -> RunConfig:
+    """With a LoRA of `rank` (0: as it is) at the same scale alpha / r, so that products B A mean the same."""
+    body = config.body
+    if rank in (0, body.lora_rank):
+        return config
+    alpha = body.lora_alpha * rank / body.lora_rank
+    return config.model_copy(update={"body": body.model_copy(update={"lora_rank": rank, "lora_alpha": alpha})})
+
+
 def _store(order: Order) -> Path:
     return Path(order.folder) / "checkpoint" / "sites"
 
@@ -136,9 +145,9 @@ def workbench(order: Order) -> Workbench:
     # The default, all cores, is slow where cores are shared. Set for every piece of work: sums depend on it, and
     # another run in this process may have set another number.
     torch.set_num_threads(parse_config(order.config).engine.threads)
-    return _cached_workbench(order.config, order.card, order.rows)
+    return _cached_workbench(order.config, order.card, order.rows, order.rank)
 
 
 @lru_cache(maxsize=8)
-def _cached_workbench(config: str, card: DomainCard, rows: int) -> Workbench:
-    return Workbench(parse_config(config), card, rows)
+def _cached_workbench(config: str, card: DomainCard, rows: int, rank: int) -> Workbench:
+    return Workbench(parse_config(config), card, rows, rank)

@@ -142,7 +142,27 @@ def check_strategy(config: RunConfig) -> list[Problem]:
     if strategy.groups_sites and config.early_stopping.patience:
         what = f"{config.strategy.name} has a model for each group of sites; only the last round's can be kept"
         return [Problem(what, "early-stopping.patience", "0: train all rounds")]
-    return strategy.problems(prepared(config))
+    return [*_mixed_ranks(config, strategy), *strategy.problems(prepared(config))]
+
+
+def _mixed_ranks(config: RunConfig, strategy: Strategy) -> list[Problem]:
+    """Ranks of LoRA that the strategy cannot bring together, or that no LoRA has."""
+    whole, ranks = config.body.lora_rank, config.ranks()
+    smaller = next((site for site, rank in ranks.items() if rank != whole), "")
+    if not smaller:
+        return []
+    domain = config.sites()[smaller]
+    where = f"domains.{domain}.lora-rank" if config.domains[domain].lora_rank else f"domains.{domain}.site"
+    if config.body.tuning != "lora":
+        return [Problem(f'ranks of LoRA, but body.tuning = "{config.body.tuning}"', where, 'body.tuning = "lora"')]
+    if strategy.mixes_ranks:
+        return []
+    what = (
+        f"different ranks of LoRA ({smaller}: {ranks[smaller]}, the server: {whole}), but {config.strategy.name} "
+        "averages factors of one rank"
+    )
+    able = ", ".join(name for name, known in STRATEGIES.items() if known.mixes_ranks)
+    return [Problem(what, where, f"one rank for all (body.lora-rank = {ranks[smaller]}), or strategy.name = {able}")]
 
 
 def _problems(settings: StrategyConfig) -> list[Problem]:

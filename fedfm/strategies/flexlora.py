@@ -27,6 +27,7 @@ class FlexLoRA(LoRARule):
     """The mean product, cut to the rank of the adapter."""
 
     summary: ClassVar[Summary] = Summary("LoRA-aware", "Bai 2024, arXiv:2402.11505", "all sites", "none", "1x")
+    mixes_ranks: ClassVar[bool] = True
     averages: ClassVar[bool] = False  # of the factors: others make the same product
 
     def combine(

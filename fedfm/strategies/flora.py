@@ -28,6 +28,7 @@ class FLoRA(MergingRule):
     """The mean product goes into the body; every round begins with fresh factors."""
 
     summary: ClassVar[Summary] = Summary("LoRA-aware", "Wang 2024, arXiv:2409.05976", "all sites", "none", "1x")
+    mixes_ranks: ClassVar[bool] = True
     averages: ClassVar[bool] = False  # of the factors: they begin anew
 
     def combine(

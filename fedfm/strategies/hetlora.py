@@ -27,6 +27,7 @@ class HetLoRA(LoRARule):
     """Means of both factors, by how much each site's product says."""
 
     summary: ClassVar[Summary] = Summary("LoRA-aware", "Cho 2024, arXiv:2401.06432", "all sites", "none", "1x")
+    mixes_ranks: ClassVar[bool] = True
 
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
         updates = list(updates)

@@ -102,6 +102,30 @@ def mean_products(
     return products
 
 
+def to_rank(arrays: Mapping[str, np.ndarray], rank: int) -> Arrays:
+    """What a site of `rank` has of tensors: the first rows of each A, the first columns of each B, all of the rest."""
+    cut = dict(arrays)
+    for name, value in arrays.items():
+        if name.endswith(A):
+            cut[name] = value[:rank]
+        elif name.endswith(B):
+            cut[name] = np.ascontiguousarray(value[:, :rank])
+    return cut
+
+
+def from_rank(delta: Arrays, weights: Arrays, rank: int) -> Arrays:
+    """The change of a site of `rank` at the server's rank: what the site does not have is zero in its model."""
+    whole = dict(delta)
+    for name, value in delta.items():
+        if name.endswith((A, B)) and value.shape != weights[name].shape:
+            whole[name] = -weights[name].astype(value.dtype)
+            if name.endswith(A):
+                whole[name][:rank] = value
+            else:
+                whole[name][:, :rank] = value
+    return whole
+
+
 def trained(weights: Arrays, update: Update, name: str) -> np.ndarray:
     """A tensor as the site ended with it, float64."""
     change = update.delta.get(name)

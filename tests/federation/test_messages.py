@@ -24,7 +24,7 @@ ARRAYS = {
     "medical/none": np.zeros((0, 4), np.float32),
     "medical/flag": np.array([True, False]),
 }
-ORDER = Order(("st-mary", "st-luke"), 4, CARD, '{"seed": 1}', "validation", 8, True, 17.5, "kept/here")
+ORDER = Order(("st-mary", "st-luke"), 4, CARD, '{"seed": 1}', "validation", 8, True, 17.5, "kept/here", rank=4)
 
 
 @pytest.fixture(autouse=True)
