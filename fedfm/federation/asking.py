@@ -51,7 +51,8 @@ class Sites:
     ):  # fmt: skip
         self.grid, self.config, self.roll, self.names, self.journal = grid, config, roll, names, journal
         self.rows, self.strategy, self.ranks = rows, strategy, config.ranks()
-        self.each = strategy.each or config.simulation.attack == "alie"  # whose attackers know one another's
+        alie = config.simulation.attack == "alie"  # whose attackers know one another's
+        self.each = (strategy.each or alie) and not strategy.pools
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
@@ -77,7 +78,9 @@ class Sites:
         for site in self.roll.cards if own else ():
             ranks[self.domain_of(site)].add(self.ranks[site])
         records = {
-            (domain, (variant, rank)): to_record(to_rank(_of_domain(arrays, more, names), rank))
+            (domain, (variant, rank)): to_record(
+                to_rank(_of_domain(arrays, more, self._names(domain) if own else names), rank)
+            )
             for domain, names in self.names.items()
             for variant, arrays in variants.items()
             for rank in sorted(ranks[domain])
@@ -86,9 +89,13 @@ class Sites:
             return Packed(records, lambda site: ("", whole))
         return Packed(records, lambda site: (self.strategy.variant_of(state, site), self.ranks[site]))
 
+    def _names(self, domain: str) -> list[str]:
+        """Names of what a domain's sites train on: with all data in one pool, of everything."""
+        return sorted(set().union(*self.names.values())) if self.strategy.pools == "all" else self.names[domain]
+
     def expected(self, weights: Arrays, site: str, round: int) -> Arrays:
         """The tensors whose change a site sends in a round: what its update must look like."""
-        names = self.names[self.domain_of(site)]
+        names = self._names(self.domain_of(site))
         whole = {name: weights[name] for name in names if self.strategy.shares(name, round)}
         return to_rank(whole, self.ranks[site])
 
@@ -96,7 +103,7 @@ class Sites:
         self, sites: Sequence[str], round: int, packed: Packed, shares: Mapping[str, float] = NOTHING
     ) -> Iterator[Answer]:
         """Answers of the packs that the sites form, in the packs' order, one at a time. `shares`: see `Order`."""
-        packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.kind_of)
+        packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.kind_of, self.strategy.pools)
         parts = {pack: tuple(shares.get(site, 1.0) for site in pack) for pack in packs} if shares else {}
         orders = {pack: self._order("train", pack, round, packed, shares=parts.get(pack, ())) for pack in packs}
         return self._ask(orders, round, "train")
@@ -116,9 +123,11 @@ class Sites:
         shares: tuple[float, ...] = (),
     ) -> Message:  # fmt: skip
         domain = self.domain_of(pack[0])
+        pooled = sorted({self.domain_of(site) for site in pack}) if kind == "train" and self.strategy.pools else ()
+        cards = tuple(self.roll.domains[one] for one in pooled)
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
-            work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], shares,
+            work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 

@@ -13,6 +13,7 @@ from fedfm.arrays import Arrays
 from fedfm.errors import DataError, FedfmError
 from fedfm.federation import messages, site, site_data
 from fedfm.federation.messages import Answer, Order
+from fedfm.federation.pooling import train_pooled
 
 app = ClientApp()
 
@@ -37,8 +38,8 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Local training of a pack of sites."""
-    return _work(site.train, message)
+    """Local training of a pack of sites, or, where a bound is asked for, on their pooled data."""
+    return _work(lambda order, received: (train_pooled if order.cards else site.train)(order, received), message)
 
 
 @app.evaluate()

@@ -61,22 +61,33 @@ class Intake:
     def _arriving(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         count = self.count
         count.asked = len(asked)
-        count.bytes_down = sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
+        count.bytes_down = (
+            0
+            if self.sites.strategy.pools
+            else sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
+        )
         for site, reason in faults.gone.items():
-            self._leave_out({site: reason}, self.sites.domain_of(site))
+            self._leave_out({site: reason})
         there = [site for site in asked if site not in faults.gone]
         for answer in self.sites.train(there, count.number, self.packed, faults.shares):
             domain = self.sites.domain_of(answer.sites[0])
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
-            size = self._bytes_of_update(domain, answer.sites[0])  # a pack's mean, or its stack, stands for many
-            compressed = dict(zip(answer.sites, answer.metrics.get("update-bytes", ()), strict=False))
-            sizes = [int(compressed.get(site, size)) for site in sent]
-            count.bytes_up += answer.num_bytes if len(answer.sites) == 1 and not self.sites.each else sum(sizes)
+            count.bytes_up += self._bytes_up(answer, sent, domain)
             updates, refused = self._screened(answer, sent, domain)
-            self._leave_out(reasons | refused, domain)
-            self._journal(answer, [site for site in sent if site not in refused], domain)
+            self._leave_out(reasons | refused)
+            self._journal(answer, [site for site in sent if site not in refused])
             yield from updates
+
+    def _bytes_up(self, answer: Answer, sent: list[str], domain: str) -> int:
+        """What the sites of an answer send; a pack's mean, or its stack, stands for many. Of pooled data nothing."""
+        if self.sites.strategy.pools:
+            return 0
+        if len(answer.sites) == 1 and not self.sites.each:
+            return answer.num_bytes
+        size = self._bytes_of_update(domain, answer.sites[0])
+        compressed = dict(zip(answer.sites, answer.metrics.get("update-bytes", ()), strict=False))
+        return sum(int(compressed.get(site, size)) for site in sent)
 
     def _bytes_of_update(self, domain: str, site: str) -> int:
         """What a site of the domain sends in this round, were it alone."""
@@ -144,21 +155,23 @@ class Intake:
         rate = self.config.local_for(domain).learning_rate
         return f"{reason}; often the learning rate is too high (local.learning-rate = {rate:g} for {domain})"
 
-    def _leave_out(self, reasons: Mapping[str, str], domain: str) -> None:
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
         self.count.dropped += len(reasons)
         for site, reason in reasons.items():
+            domain = self.sites.domain_of(site)
             self.sites.journal.tell(
                 "update-left-out", round=self.count.number, site=site, domain=domain, reason=self._hint(reason, domain)
             )
 
-    def _journal(self, answer: Answer, used: list[str], domain: str) -> None:
+    def _journal(self, answer: Answer, used: list[str]) -> None:
         count, journal = self.count, self.sites.journal
         rows = []
         for site in used:
-            told = numbers_of(answer, site)
+            told, domain = numbers_of(answer, site), self.sites.domain_of(site)
             examples, loss = int(told["num-examples"]), told["loss"]
             journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length)
-            rows.append((site, domain, "train", {"loss": loss}, examples))
+            values = {"loss": loss, "steps": told["steps"]} if "steps" in told else {"loss": loss}
+            rows.append((site, domain, "train", values, examples))
             count.used += 1
             if self.config.simulation.has_clock:
                 down = self.packed.of(domain, site).count_bytes()

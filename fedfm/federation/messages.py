@@ -78,6 +78,7 @@ class Order:
     folder: str = ""
     model: str = "global"  # evaluate only: "global" (as a new site has it), "personal" or "tuned" (the site's own)
     rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
+    cards: tuple[DomainCard, ...] = ()  # train only: the domains whose data are pooled; empty: each site for itself
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
 
 
@@ -165,7 +166,8 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
     fields = {
         "sites": list(order.sites), "round": order.round, "split": order.split, "config": order.config,
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
-        "folder": order.folder, "model": order.model, "rank": order.rank, "shares": list(order.shares),
+        "folder": order.folder, "model": order.model, "rank": order.rank,
+        "cards": [_card_text(card) for card in order.cards], "shares": list(order.shares),
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
@@ -184,10 +186,11 @@ def _card_of_text(text: str) -> DomainCard:
 @phase("move")
 def read_order(message: Message) -> tuple[Order, Arrays]:
     record = message.content["order"]
+    cards = tuple(_card_of_text(str(text)) for text in record["cards"])
     order = Order(
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
-        str(record["model"]), int(record["rank"]), tuple(record["shares"]),
+        str(record["model"]), int(record["rank"]), cards, tuple(record["shares"]),
     )  # fmt: skip
     return order, from_record(message.content["weights"])
 

@@ -47,9 +47,12 @@ def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
 
 
 def packs_to_train(
-    sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int], kind: Kind = _same
-) -> list[Pack]:
+    sites: Iterable[str], roll: Roll, config: RunConfig, rows: Mapping[str, int], kind: Kind = _same,
+    pools: str = "",
+) -> list[Pack]:  # fmt: skip
     """Packs of at most `rows[domain]` sites, in order of their first names; packs of one where that is 1.
+
+    `pools`: "domain" or "all", whose sites are one pack, their data pooled, wherever they are.
 
     Sites that take steps together should end together, and pad their texts to like lengths: they are sorted by number
     of steps, then by mean length of a text. Nothing but names, cards and configuration decides.
@@ -58,6 +61,11 @@ def packs_to_train(
     def alike(site: str) -> tuple[int, float, str]:
         return -steps_of(site, roll, config), -roll.cards[site].mean_words, site
 
+    if pools:
+        by_pool: dict[str, list[str]] = {}
+        for site in sorted(sites):
+            by_pool.setdefault(roll.cards[site].domain if pools == "domain" else "", []).append(site)
+        return sorted(tuple(members) for members in by_pool.values())
     packs = []
     for domain, members in _by_node(sites, roll, kind).items():
         packs += _chunks(sorted(members, key=alike), rows[domain[0]])

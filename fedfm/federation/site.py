@@ -36,10 +36,10 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
 
     config, bench = parse_config(order.config), workbench(order)
     told, reduction = (
-        _Told(order),
+        Told(order),
         Reduction(order, bench.matrix, bench.sent_up(order.round), config.screening.max_norm),
     )
-    works = _works(order, bench, told)
+    works = works_of(order, bench, told)
     for first in range(0, len(works), bench.matrix.rows):
         part = works[first : first + bench.matrix.rows]
         sites = [work.site for work in part]
@@ -61,7 +61,7 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     from fedfm.training.evaluation import evaluate as tallies_of
     from fedfm.training.metrics import stack
 
-    bench, told = workbench(order), _Told(order)
+    bench, told = workbench(order), Told(order)
     splits = {}
     for site in order.sites:
         features = told.read(site, lambda site=site: site_features(order, site, order.split, bench.model, bench.body))
@@ -79,20 +79,20 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     return told.answer(stack(tallies) if tallies else {})
 
 
-def _make_own(order: Order, bench: Workbench, site: str, told: _Told) -> None:
+def _make_own(order: Order, bench: Workbench, site: str, told: Told) -> None:
     """Put the site's own model into the first row: what it keeps, or what it makes of the received one by tuning."""
     from fedfm.strategies import Pass, Strategy
     from fedfm.training.local_round import train_round
 
     if "personal" in bench.strategy.keeps:
         bench.matrix.theta[:1] = bench.kept(order, [site])["personal"]
-    if order.model == "tuned" and (works := _works(order, bench, told, (site,))):
+    if order.model == "tuned" and (works := works_of(order, bench, told, (site,))):
         tuning = Pass(epochs=bench.strategy.tunes_after)
         local = parse_config(order.config).local_for(order.card.domain)
         train_round(bench.matrix, works, local.model_copy(update={"epochs": tuning.epochs}), Strategy())
 
 
-def _works(order: Order, bench: Workbench, told: _Told, sites: Sequence[str] = ()) -> list[SiteWork]:
+def works_of(order: Order, bench: Workbench, told: Told, sites: Sequence[str] = ()) -> list[SiteWork]:
     """The sites' training splits, with the draws of the round; those whose data are refused are left out."""
     from fedfm.training.fit import SiteWork
 
@@ -115,7 +115,7 @@ def _attack(order: Order, sites: Sequence[str], change: Tensor) -> None:
             change[row] = change.new_tensor(sent)
 
 
-def _compress(order: Order, bench: Workbench, sites: Sequence[str], done: RoundOfSites, told: _Told) -> list[Arrays]:
+def _compress(order: Order, bench: Workbench, sites: Sequence[str], done: RoundOfSites, told: Told) -> list[Arrays]:
     """What [update] makes of the sites' changes; nothing where it does nothing."""
     config = parse_config(order.config)
     if transform_of(config.update) is None:
@@ -146,7 +146,7 @@ def _as_attacked(order: Order, site: str, features: Features) -> Features:
 
 
 @dataclass
-class _Told:
+class Told:
     """What the answer says of each site of the order."""
 
     order: Order

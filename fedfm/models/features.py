@@ -64,6 +64,33 @@ class Batch:
     weights: Tensor  # like labels
 
 
+def join(parts: Sequence[Features]) -> Features:
+    """The examples of several splits as one, in their order. Raises ValueError where there is none."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    truncated = sum(part.truncated * len(part) for part in parts) / max(sum(map(len, parts)), 1)
+    return Features(
+        first.task,
+        _joined([part.inputs for part in parts]),
+        _joined([part.labels for part in parts]),
+        _joined([part.word_labels for part in parts]),
+        _joined([part.word_starts for part in parts]),
+        truncated,
+        first.pad_id,
+        first.frozen and Frozen(*(_joined([getattr(p.frozen, n) for p in parts]) for n in ("pooled", "hidden"))),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray | Ragged | None]) -> np.ndarray | Ragged | None:
+    if parts[0] is None:
+        return None
+    if isinstance(parts[0], Ragged):
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+    return np.concatenate(parts)
+
+
 @phase("tokenise")
 def featurize(examples: Examples, tokenizer, max_length: int) -> Features:
     """Tokenise (or lay out) a split once; it is then cut into batches many times."""

@@ -12,6 +12,8 @@ from fedfm.strategies.afl import AFL
 from fedfm.strategies.base import Pass, Round, SiteRows, Strategy, Summary, Update
 from fedfm.strategies.bulyan import Bulyan
 from fedfm.strategies.cagrad import CAGrad
+from fedfm.strategies.centralised import Centralised
+from fedfm.strategies.centralised_joint import CentralisedJoint
 from fedfm.strategies.cfl import CFL
 from fedfm.strategies.dare import Dare
 from fedfm.strategies.ditto import Ditto
@@ -40,12 +42,14 @@ from fedfm.strategies.hetlora import HetLoRA
 from fedfm.strategies.ifca import IFCA
 from fedfm.strategies.krum import Krum
 from fedfm.strategies.local_norm import LocalNorm
+from fedfm.strategies.local_only import LocalOnly
 from fedfm.strategies.median import Median
 from fedfm.strategies.mgda import MGDA
 from fedfm.strategies.moon import Moon
 from fedfm.strategies.multi_krum import MultiKrum
 from fedfm.strategies.norm_bound import NormBound
 from fedfm.strategies.pcgrad import PCGrad
+from fedfm.strategies.per_domain import PerDomain
 from fedfm.strategies.pfedme import PFedMe
 from fedfm.strategies.q_fedavg import QFedAvg
 from fedfm.strategies.rolora import RoLoRA
@@ -99,6 +103,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "dual-lora": DualLoRA,
     "domain-sum": DomainSum,
     "fedbuff": FedBuff,
+    "local-only": LocalOnly,
+    "per-domain": PerDomain,
+    "centralised": Centralised,
+    "centralised-joint": CentralisedJoint,
 }
 
 __all__ = [

@@ -137,6 +137,7 @@ class Strategy:
     keeps_partial: ClassVar[bool] = False  # is the update of a site that got to a part of its steps used?
     asynchronous: ClassVar[bool] = False  # does a round take those who are done first, on whatever weights they began?
     groups_sites: ClassVar[bool] = False  # do sites use models of `variants`?
+    pools: ClassVar[str] = ""  # "domain", "all": a bound that trains on the pooled data of sites, for simulations only
     mixes_ranks: ClassVar[bool] = False  # may the LoRA of sites be of different ranks?
     tunes_after: ClassVar[int] = 0  # epochs that each site tunes the final model for itself, to be scored as its own
     server_learning_rate: float = key(1.0)

@@ -57,7 +57,7 @@ def descend(
         direction = grad[:k]
         if correct is not None:
             direction = correct(theta[:k], direction, rows.received[:k], rows_at(rows, t, k))
-        factor = rate * _factor(schedule, t, totals[:k])
+        factor = rate * schedule_factor(schedule, t, totals[:k])
         if trains is not None:  # also the rate: decay must not move what does not train
             direction, factor = direction * trains[:k], factor * trains[:k]
         if clip_norm:
@@ -72,7 +72,7 @@ def rows_at(rows: SiteRows, step: int, k: int) -> SiteRows:
     return SiteRows(rows.received[:k], kept, sent, step, rows.steps[:k], rows.rate, rows.which)
 
 
-def _factor(schedule: str, t: int, totals: Tensor) -> Tensor | float:
+def schedule_factor(schedule: str, t: int, totals: Tensor) -> Tensor | float:
     """What the learning rate is multiplied with at step t: 1, or half a cosine from 1 to 0 over each site's steps."""
     if schedule == "constant":
         return 1.0

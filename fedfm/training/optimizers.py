@@ -17,10 +17,10 @@ from fedfm.config import LocalConfig
 
 
 class Optimizer(NamedTuple):
-    """A pair of functions; `step` is told the rows' own number of the step, counted from 1."""
+    """A pair of functions; `step` is told the number of the step, counted from 1: the rows' own, or each column's."""
 
     start: Callable[[Tensor], tuple[Tensor, ...]]
-    step: Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor, int], None]
+    step: Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor, int | Tensor], None]
 
 
 def adamw(weight_decay: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -29,7 +29,7 @@ def adamw(weight_decay: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, e
     def start(theta: Tensor) -> tuple[Tensor, ...]:
         return torch.zeros_like(theta), torch.zeros_like(theta), torch.empty_like(theta)
 
-    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int) -> None:
+    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int | Tensor) -> None:
         m, v, change = (rows[: len(theta)] for rows in state)
         if weight_decay:
             theta.mul_(1 - rate * weight_decay)
@@ -48,7 +48,7 @@ def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> Optimizer:
     def start(theta: Tensor) -> tuple[Tensor, ...]:
         return (torch.zeros_like(theta),) if momentum else ()
 
-    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int) -> None:
+    def step(theta: Tensor, grad: Tensor, state: tuple[Tensor, ...], rate: Tensor, t: int | Tensor) -> None:
         if weight_decay:
             theta.mul_(1 - rate * weight_decay)
         if momentum:
