@@ -141,6 +141,8 @@ class Sites:
             if answer.problem is None and answer.sites != pack:
                 sender = " + ".join(answer.sites)
                 answer = Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+            if not self.strategy.pools:
+                self.journal.sent(round, phase, pack, self.domain_of(pack[0]), answer.arrays, answer.num_bytes)
             seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
             fields = {"round": round, "phase": phase, "domain": self.domain_of(pack[0])}
             self.journal.tell_many(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedfm.arrays import Arrays
+from fedfm.arrays import Arrays, norm
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
@@ -17,7 +17,10 @@ from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_to_leave_out
 from fedfm.strategies import Update
+from fedfm.strategies.base import two_level_mean
 from fedfm.strategies.lora import from_rank
+
+DRIFT_SITES = 100  # of a round with more, the updates are not held until all are there
 
 
 @dataclass
@@ -56,7 +59,24 @@ class Intake:
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
         updates = self._arriving(asked, faults)
-        return collude(updates, self.config) if self.config.simulation.attack == "alie" else updates
+        if self.config.simulation.attack == "alie":
+            updates = collude(updates, self.config)
+        return self._watched(updates) if len(asked) <= DRIFT_SITES else updates
+
+    def _watched(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """The same updates; once the last has gone by, how far each points where their mean does."""
+        seen = []
+        for update in updates:
+            seen.append(update)
+            yield update
+        if any("+" in update.site for update in seen):
+            return  # a pack's mean has no single sites to compare
+        weights = {domain: settings.weight for domain, settings in self.config.domains.items()}
+        rows = [
+            (u.site, u.domain, "train", {"cosine_to_mean": cosine}, u.num_examples)
+            for u, cosine in zip(seen, cosines_to_mean(seen, weights), strict=True)
+        ]
+        self.sites.journal.scores(self.count.number, "site", rows)
 
     def _arriving(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         count = self.count
@@ -170,7 +190,8 @@ class Intake:
             told, domain = numbers_of(answer, site), self.sites.domain_of(site)
             examples, loss = int(told["num-examples"]), told["loss"]
             journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length)
-            values = {"loss": loss, "steps": told["steps"]} if "steps" in told else {"loss": loss}
+            names = {"loss": "loss", "steps": "steps", "update-norm": "update_norm"}
+            values = {column: told[name] for name, column in names.items() if name in told}
             rows.append((site, domain, "train", values, examples))
             count.used += 1
             if self.config.simulation.has_clock:
@@ -187,6 +208,18 @@ def numbers_of(answer: Answer, site: str) -> dict[str, float]:
     """What an answer tells of one of its sites."""
     place = answer.sites.index(site)
     return {name: values[place] for name, values in answer.metrics.items()}
+
+
+def cosines_to_mean(updates: Sequence[Update], domain_weights: Mapping[str, float]) -> list[float]:
+    """Cosine of each update to the two-level mean of all, over the tensors that it holds; NaN where one is zero."""
+    mean = two_level_mean(updates, domain_weights)
+    found = []
+    for update in updates:
+        own = {name: mean[name] for name in update.delta}
+        inner = sum(float(np.vdot(update.delta[name].astype(np.float64), own[name])) for name in own)
+        size = norm(update.delta) * norm(own)
+        found.append(inner / size if size > 0 else math.nan)
+    return found
 
 
 def _parts(arrays: Arrays, sent: list[str], each: bool) -> list[tuple[list[str], Arrays]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedfm.arrays import Arrays, sha256
 from fedfm.config import BodyConfig, RunConfig
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.messages import SiteCard
@@ -48,6 +49,15 @@ class Journal:
             for name, domain, split, values, examples in rows
             for metric, value in values.items()
         )
+
+    def sent(
+        self, round: int, phase: str, sites: Sequence[str], domain: str, arrays: Arrays, num_bytes: int
+    ) -> None:  # fmt: skip
+        """Rows of sent.csv: what a message from these sites holds; `together` says how many of them share it."""
+        what = "update" if phase == "train" else f"tally of {phase}"
+        row = {"round": round, "domain": domain, "what": what, "together": len(sites), "tensors": len(arrays)}
+        digest = sha256(arrays) if arrays else ""
+        self.folder.add_sent({**row, "site": site, "bytes": num_bytes, "sha256": digest} for site in sites)
 
     def announce(
         self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None, shown: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,11 +22,13 @@ from fedfm.federation.messages import Answer, Order, join_more, to_record
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
 from fedfm.federation.workbench import ERROR, Workbench, workbench
+from fedfm.results.predictions import save_items
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedfm.models.features import Features
+    from fedfm.training.evaluation import Scored
     from fedfm.training.fit import SiteWork
     from fedfm.training.local_round import RoundOfSites
 
@@ -49,6 +52,8 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         for work, metrics in zip(part, done.metrics, strict=True):
             told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
         _attack(order, sites, done.leaves["delta"])
+        for site, norm in zip(sites, _norms(order, bench, done.leaves["delta"]), strict=True):
+            told.say(site, **{"update-norm": norm})
         sent_as = _compress(order, bench, sites, done, told)
         rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
         bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
@@ -58,7 +63,7 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
 
 def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     """The tallies of the received model on one split of every site: as it came, or as each site has made it its own."""
-    from fedfm.training.evaluation import evaluate as tallies_of
+    from fedfm.training.evaluation import evaluate as evaluate_splits
     from fedfm.training.metrics import stack
 
     bench, told = workbench(order), Told(order)
@@ -75,8 +80,17 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         bench.load(order, received, sites[:1])
         if order.model != "global":
             _make_own(order, bench, sites[0], told)
-        tallies += tallies_of(bench.model, [splits[site] for site in sites])
+        scored = evaluate_splits(bench.model, [splits[site] for site in sites])
+        tallies += [one.tally for one in scored]
+        _keep_items(order, sites, scored)
     return told.answer(stack(tallies) if tallies else {})
+
+
+def _keep_items(order: Order, sites: Sequence[str], scored: Sequence[Scored]) -> None:
+    """In a simulation the test outcomes of every example stay in the run's folder; they are in no message."""
+    if order.split == "test" and parse_config(order.config).engine.name != "flower" and Path(order.folder).is_dir():
+        for site, one in zip(sites, scored, strict=True):
+            save_items(Path(order.folder), order.model, order.card.domain, site, one.items())
 
 
 def _make_own(order: Order, bench: Workbench, site: str, told: Told) -> None:
@@ -104,6 +118,13 @@ def works_of(order: Order, bench: Workbench, told: Told, sites: Sequence[str] = 
             features = _as_attacked(order, site, features)
             works.append(SiteWork(site, features, seed, order.round, shares.get(site, 1.0)))
     return works
+
+
+def _norms(order: Order, bench: Workbench, change: Tensor) -> list[float]:
+    """The Euclidean norm of what each site is about to send."""
+    parts = [bench.matrix.columns[name][:2] for name in bench.sent_up(order.round)]
+    squares = sum((change[:, first : first + count].double().square().sum(dim=1) for first, count in parts), 0.0)
+    return squares.sqrt().tolist() if parts else [0.0] * len(change)
 
 
 def _attack(order: Order, sites: Sequence[str], change: Tensor) -> None:

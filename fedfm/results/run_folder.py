@@ -4,6 +4,8 @@
     config.toml   runs again as this run
     rounds.csv    one row a round                         rows are appended, each write ends with a line end
     metrics.csv   one row a score
+    sent.csv      one row for each site in each message that came from it: what left, its size, its digest
+    predictions/  of a simulation: the test, example by example
     events.jsonl  one JSON object a line: what the screen shows
 
 A process can be killed at any moment: a last line without its line end is torn, is not read, and is cut off before
@@ -42,8 +44,11 @@ ROUND_COLUMNS = (
     "virtual_seconds", "aggregation_error",
 )  # fmt: skip
 Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
+SENT_COLUMNS = ("round", "site", "domain", "what", "together", "tensors", "bytes", "sha256")
 METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples", "model")
-WORDS = frozenset({"scope", "name", "domain", "split", "metric", "model"})  # all other columns hold numbers
+WORDS = frozenset(
+    {"scope", "name", "domain", "split", "metric", "model", "site", "what", "sha256"}
+)  # all other columns hold numbers
 STATUSES = ("running", "finished", "early-stopped", "failed", "interrupted")
 
 
@@ -124,6 +129,15 @@ class RunFolder:
         """Append rows to metrics.csv, all in one write. Columns as for `add_round`."""
         _append_rows(self.path / "metrics.csv", METRIC_COLUMNS, list(rows))
 
+    @property
+    def sent(self) -> pd.DataFrame:
+        """sent.csv [messages, SENT_COLUMNS]: what left each site; `together` sites share a message of `bytes`."""
+        return _read_table(self.path / "sent.csv", SENT_COLUMNS)
+
+    def add_sent(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to sent.csv, all in one write."""
+        _append_rows(self.path / "sent.csv", SENT_COLUMNS, list(rows))
+
     def event(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Append one line to events.jsonl and return it as a reader of the file will see it (NaN becomes None)."""
         return self.events(kind, [fields])[0]
@@ -164,6 +178,11 @@ class RunFolder:
         Rows of later rounds go, and so do all test scores: a run that goes on has not come to its test.
         """
         _keep_rows(self.path / "rounds.csv", ROUND_COLUMNS, lambda row: int(row["round"]) <= round)
+        _keep_rows(
+            self.path / "sent.csv",
+            SENT_COLUMNS,
+            lambda row: int(row["round"]) <= round and row["what"] != "tally of test",
+        )
         _keep_rows(
             self.path / "metrics.csv",
             METRIC_COLUMNS,

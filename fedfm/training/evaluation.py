@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fedfm.arrays import Arrays
 from fedfm.models.features import IGNORED, Features, collate
 from fedfm.models.site_model import SiteModel
 from fedfm.profiling import phase
-from fedfm.training.metrics import Tally, tally_classification, tally_tags
+from fedfm.training.metrics import Tally, sentence_counts, tally_classification, tally_tags
 
 BATCH_SIZE = 64
 
 
 @phase("evaluate")
-def evaluate(model: SiteModel, splits: Sequence[Features]) -> list[Tally]:
-    """A tally of the model in row 0 of its matrix for each split; words that the maximum length cut off count as "O".
+def evaluate(model: SiteModel, splits: Sequence[Features]) -> list[Scored]:
+    """Scores of the model in row 0 of its matrix on each split; words that the maximum length cut off count as "O".
 
     The splits may be those of many sites: their examples go through the model together.
     """
     labels = model.card.labels
     with_scores = model.card.task == "image-classification"
-    tallies = []
+    found = []
     for features, (logits, losses) in zip(splits, predict(model, splits), strict=True):
         loss_sum = float(losses.sum())
         if model.card.task == "token-classification":
             pairs = zip(logits, features.word_starts, strict=True)
             predicted = [word_tags(row, starts, labels) for row, starts in pairs]
-            tallies.append(tally_tags(predicted, features.word_labels, labels, loss_sum))
+            tally = tally_tags(predicted, features.word_labels, labels, loss_sum)
+            found.append(Scored(tally, lambda p=predicted, f=features: sentence_counts(p, f.word_labels, labels)))
         else:
-            table = np.stack(logits) if logits else np.zeros((0, len(labels)))
-            tallies.append(tally_classification(softmax(table), np.asarray(features.labels), loss_sum, with_scores))
-    return tallies
+            table = softmax(np.stack(logits) if logits else np.zeros((0, len(labels))))
+            truth = np.asarray(features.labels)
+            tally = tally_classification(table, truth, loss_sum, with_scores)
+            items = {"probabilities": table.astype(np.float32), "labels": truth.astype(np.int32)}
+            found.append(Scored(tally, lambda items=items: items))
+    return found
+
+
+class Scored(NamedTuple):
+    """`tally`: what may leave a site. `items()`: the same example by example, which may not.
+
+    Of classes `probabilities` float32 [N, C] and `labels` int32 [N]; of tags `spans` int32 [N, types, 3] (true,
+    predicted, correct entities of each sentence) and `tokens` int32 [N, 2] (correct, all).
+    """
+
+    tally: Tally
+    items: Callable[[], Arrays]
 
 
 @torch.inference_mode()

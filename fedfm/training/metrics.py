@@ -119,16 +119,23 @@ def tally_tags(
     predicted: Sequence[np.ndarray], true: Sequence[np.ndarray], tags: Sequence[str], loss_sum: float
 ) -> Tally:
     """Count entities and tokens of sentences, given as ids into `tags` (IOB2), one id for each word."""
+    counts = sentence_counts(predicted, true, tags)
+    sums = {name: table.sum(axis=0, dtype=np.int64) for name, table in counts.items()}
+    return Tally(float(loss_sum), len(true), sums)
+
+
+def sentence_counts(predicted: Sequence[np.ndarray], true: Sequence[np.ndarray], tags: Sequence[str]) -> Arrays:
+    """The counts of a `Tally` for each of N sentences: `spans` int32 [N, types, 3], `tokens` int32 [N, 2]."""
     row_of = {kind: row for row, kind in enumerate(entity_types(tags))}
-    spans = np.zeros((len(row_of), 3), np.int64)
-    tokens = np.zeros(2, np.int64)
-    for guess, truth in zip(predicted, true, strict=True):
-        tokens += (int(np.equal(guess, truth).sum()), len(truth))
+    spans = np.zeros((len(true), len(row_of), 3), np.int32)
+    tokens = np.zeros((len(true), 2), np.int32)
+    for i, (guess, truth) in enumerate(zip(predicted, true, strict=True)):
+        tokens[i] = int(np.equal(guess, truth).sum()), len(truth)
         found, wanted = _entities(guess, tags), _entities(truth, tags)
         for column, entities in enumerate((wanted, found, wanted & found)):
             for kind, _, _ in entities:
-                spans[row_of[kind], column] += 1
-    return Tally(float(loss_sum), len(true), {"spans": spans, "tokens": tokens})
+                spans[i, row_of[kind], column] += 1
+    return {"spans": spans, "tokens": tokens}
 
 
 def metrics(task: Task, tally: Tally, labels: Sequence[str]) -> dict[str, float]:

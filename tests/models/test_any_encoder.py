@@ -57,7 +57,7 @@ def test_any_encoder_reads_images_texts_and_words(family, tuning, tmp_path):
         if tuning in ("layernorm", "lora"):
             assert names
             assert any(name in moved for name in names)
-        assert np.isfinite(evaluate(matrix.model, [features])[0].loss_sum)
+        assert np.isfinite(evaluate(matrix.model, [features])[0].tally.loss_sum)
         shared.append(names)
     if tuning != "full":  # there the text embedding trains where text passes it
         assert shared[0] == shared[1] == shared[2]

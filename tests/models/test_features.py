@@ -99,9 +99,9 @@ def test_scores_do_not_depend_on_what_shares_a_batch():
     texts = tuple(" ".join(draw.choice(["bank", "fell", "profit", "weak"], draw.integers(1, 20))) for _ in range(70))
     examples = Examples("text-classification", texts, draw.integers(0, 3, 70))
     whole = featurize(examples, load_body(config).tokenizer, 64)
-    (together,) = evaluate(matrix.model, [whole])
+    together = evaluate(matrix.model, [whole])[0].tally
     splits = [featurize(examples.take([i]), load_body(config).tokenizer, 64) for i in range(70)]
-    alone = [evaluate(matrix.model, [split])[0] for split in splits]
+    alone = [evaluate(matrix.model, [split])[0].tally for split in splits]
     total = sum(alone[1:], alone[0])
     assert np.array_equal(together.counts["confusion"], total.counts["confusion"])
     assert together.num_examples == total.num_examples == 70

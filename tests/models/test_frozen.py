@@ -71,7 +71,7 @@ def test_ragged_texts_and_many_rows_differ_by_rounding_only(tmp_path, card, how)
     again = trained(config, card, kept, rows=3)
     assert float((again.theta - plain.theta).detach().abs().max()) <= 1e-12
     for own, other in zip(evaluate(plain.model, sites), evaluate(plain.model, kept), strict=True):
-        assert own.loss_sum == pytest.approx(other.loss_sum, abs=1e-10)
+        assert own.tally.loss_sum == pytest.approx(other.tally.loss_sum, abs=1e-10)
 
 
 @pytest.mark.parametrize("family", sorted(random_encoders()))

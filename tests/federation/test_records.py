@@ -1,0 +1,73 @@
+"""What a run writes down of its sites: what left them, how their updates point, how each test example came out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federation_helpers import IMAGES, TEXTS, WORDS, Recorder, tiny, train_federation
+
+from fedfm.arrays import norm, sha256
+from fedfm.federation.intake import cosines_to_mean
+from fedfm.results.predictions import load_items
+from fedfm.strategies import Update
+
+
+def test_every_message_from_a_site_is_in_sent_csv_with_its_digest(tmp_path):
+    recorder = Recorder()
+    done = train_federation(tiny(tmp_path, "rounds=2", finance={**TEXTS, "sites": 2}), recorder)
+    rows = done.folder.sent
+    assert rows["what"].value_counts().to_dict() == {"tally of validation": 6, "update": 4, "tally of test": 2}
+    updates = rows.query("what == 'update'").set_index(["round", "site"])
+    for order, _, up in recorder.of("train"):
+        row = updates.loc[(order.round, order.sites[0])]
+        assert row["sha256"] == sha256(up)
+        assert row["tensors"] == len(up)
+        assert row["together"] == 1
+    assert updates["bytes"].sum() == done.folder.rounds["bytes_up"].sum()
+
+
+def test_sites_of_a_pack_share_a_message(tmp_path):
+    from fedfm.engines.local import LocalGrid
+    from fedfm.federation.client_app import app
+    from fedfm.federation.rounds import RoundLoop
+    from fedfm.results.run_folder import RunFolder
+
+    config = tiny(tmp_path, "engine.sites-at-once=3", finance={**TEXTS, "sites": 3})
+    folder = RunFolder.create(config)
+    RoundLoop(LocalGrid(app), config, folder).run()
+    rows = folder.sent.query("what == 'update'")
+    assert rows["together"].tolist() == [3, 3, 3]
+    assert rows["sha256"].nunique() == 1
+
+
+def test_the_norm_of_an_update_is_that_of_what_was_sent(tmp_path):
+    recorder = Recorder()
+    done = train_federation(tiny(tmp_path, 'sharing."head.*"=private', finance={**TEXTS, "sites": 2}), recorder)
+    told = done.folder.metrics.query("metric == 'update_norm'").set_index("name")["value"]
+    for order, _, up in recorder.of("train"):
+        assert told[order.sites[0]] == pytest.approx(norm(up), rel=1e-5)
+
+
+def test_cosines_by_hand():
+    """Two sites of one domain, 10 and 30 examples: the mean is (1, 3) / 4; over its own tensors only."""
+    one = Update("a", "d", 10, {"shared/w": np.array([1.0, 0.0])})
+    other = Update("b", "d", 30, {"shared/w": np.array([0.0, 1.0]), "d/h": np.array([2.0])})
+    found = cosines_to_mean([one, other], {})
+    assert found[0] == pytest.approx(0.25 / np.hypot(0.25, 0.75))
+    assert found[1] == pytest.approx((0.75 + 4) / (np.sqrt(5) * np.sqrt(0.25**2 + 0.75**2 + 4)))
+    assert np.isnan(cosines_to_mean([Update("a", "d", 1, {"shared/w": np.zeros(2)})], {})[0])
+
+
+def test_the_outcomes_of_the_test_make_its_scores_again(tmp_path):
+    domains = {"medical": IMAGES, "finance": TEXTS, "ner": WORDS}
+    done = train_federation(tiny(tmp_path, "strategy.name=fedper", **domains))
+    info = done.folder.info
+    for model, final in (("global", info["final"]), ("personal", info["final_personal"])):
+        for domain in ("medical", "finance"):
+            items = load_items(done.folder.path, model, domain)
+            hits = items["probabilities"].argmax(axis=1) == items["labels"]
+            assert hits.mean() == pytest.approx(final[domain]["accuracy"])
+        items = load_items(done.folder.path, model, "ner")
+        correct, every = items["tokens"].sum(axis=0)
+        assert correct / every == pytest.approx(final["ner"]["token_accuracy"])
+    assert load_items(done.folder.path, "global", "nothing") == {}
