@@ -16,6 +16,7 @@ _HOME = {
     "run": "fedfm.engines",
     "resume": "fedfm.engines",
     "Run": "fedfm.engines",
+    "compare": "fedfm.commands.compare",
     "load_config": "fedfm.engines",
     "RunConfig": "fedfm.config",
     "load_model": "fedfm.training.trained",

@@ -160,6 +160,30 @@ def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
 
 
 @app.command()
+def compare(
+    config: ConfigFile,
+    grid: Overrides = None,
+    jobs: Annotated[
+        int, _option("--jobs", "runs at once, in processes of Ray; 0: as many as there are cores", "-j")
+    ] = 0,
+    address: Annotated[str, _option("--address", "of a Ray cluster that is there")] = "",
+) -> None:
+    """Run a grid of settings and compare them; the last line printed is the folder of the comparison.
+
+    CONFIG is a TOML file, KEY=A,B,C gives the values of a key, as in strategy.name=fedavg,local-only seed=0,1,2.
+    Given again, the command runs what is missing. Bounds to compare with: local-only, per-domain, centralised,
+    centralised-joint.
+    """
+    from fedfm.commands.compare import compare_words
+
+    with _stoppable():
+        done = compare_words(config, grid or (), jobs, address, print)
+    _print_folder(done.folder)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def predict(
     folder: RunFolderPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", hidden=True)],

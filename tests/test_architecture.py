@@ -41,7 +41,7 @@ FLOWER_ROOMS = {"federation", "engines"}
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 NO_TORCH_AT_IMPORT = {"arrays", "errors", "config", "strategies", "results", "domains", "federation", "cli", "__init__"}
 PUBLIC_NAMES = {
-    "__version__", "run", "resume", "Run", "load_config", "RunConfig", "load_model",
+    "__version__", "run", "resume", "compare", "Run", "load_config", "RunConfig", "load_model",
     "FedfmError", "UserError", "RunError",
 }  # fmt: skip
 LONGEST_FILE = 300

@@ -72,23 +72,23 @@ def draw_figures(folder: RunFolder) -> list[Path]:
         drawn = []
         for domain, name in primary.items():
             drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))
-            _stamp(drawn[-1][1], [domain] if domain in generated else [])
+            stamp(drawn[-1][1], [domain] if domain in generated else [])
         drawn.append(("overview", *_overview_figure(metrics, primary)))
         drawn.append(("labels", *_labels_figure(info.get("sites") or {})))
         for _, figure, _ in drawn[-2:]:
-            _stamp(figure, generated)
+            stamp(figure, generated)
         drawn.append(("traffic", *_traffic_figure(folder.rounds)))
-        return [path for name, figure, data in drawn if len(data) for path in _save(target / name, figure, data)]
+        return [path for name, figure, data in drawn if len(data) for path in save_figure(target / name, figure, data)]
 
 
-def _stamp(figure: Figure, generated: Sequence[str]) -> None:
+def stamp(figure: Figure, generated: Sequence[str]) -> None:
     """Say under a figure which of its domains hold generated data: a picture travels without its run folder."""
     if generated:
         words = f"generated data: {', '.join(shorten(domain, 24) for domain in generated)}"
         figure.supxlabel(", ".join(filter(None, [figure.get_supxlabel(), words])), fontsize=8, color="#555555")
 
 
-def _save(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:
+def save_figure(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:
     png, svg, table = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg", "csv"))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout stands: computing it again for each file takes half of the time
@@ -98,7 +98,7 @@ def _save(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:
     return [png, svg, table]
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -107,7 +107,7 @@ def _new_figure(width: float, height: float) -> Figure:
 def _metric_figure(metrics: pd.DataFrame, domain: str, metric: str) -> tuple[Figure, pd.DataFrame]:
     """The domain's primary metric: pooled validation, its sites, and the test score at the end."""
     data = metrics[(metrics["domain"] == domain) & (metrics["metric"] == metric) & (metrics["split"] != "train")]
-    figure = _new_figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = _score_axes(figure, f"{shorten(domain, 24)}: {metric}", metric)
     validation = data[data["split"] == "validation"]
     ends: list[End] = []
@@ -137,7 +137,7 @@ def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Fi
     wanted = (validation["scope"] == "domain") & (validation["metric"] == validation["domain"].map(primary))
     federation = (validation["scope"] == "federation") & validation["metric"].isin(("mean", "worst"))
     data = validation[wanted | federation]
-    figure = _new_figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = _score_axes(figure, "validation, every domain", "primary metric")
     ends: list[End] = []
     for number, (domain, metric) in enumerate(primary.items()):
@@ -231,7 +231,7 @@ def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
     data = pd.DataFrame(rows, columns=["domain", "site", "label", "count"])
     panels = [(domain, _label_table(part)) for domain, part in data.groupby("domain", sort=False)]
     heights = [0.9 + max(0.26 * len(table), 0.19 * table.shape[1]) for _, table in panels] or [1.0]
-    figure = _new_figure(6.8, sum(heights))
+    figure = new_figure(6.8, sum(heights))
     grid = figure.add_gridspec(max(1, len(panels)), 1, height_ratios=heights)
     for number, (domain, table) in enumerate(panels):
         axes = figure.add_subplot(grid[number])
@@ -275,7 +275,7 @@ def _traffic_figure(rounds: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     so_far = data[["bytes_down", "bytes_up"]].cumsum()
     unit, size = next(((u, b) for u, b in UNITS if so_far.to_numpy().max(initial=0) >= b), UNITS[-1])
     ways = (("bytes_down", "to the sites", PALETTE[0]), ("bytes_up", "from the sites", PALETTE[1]))
-    figure = _new_figure(6.4, 3.2)
+    figure = new_figure(6.4, 3.2)
     axes = _score_axes(figure, "sent up to each round, all sites", unit)
     ends: list[End] = []
     for column, name, colour in ways:

@@ -1,0 +1,203 @@
+"""The cells of a comparison: each an ordinary run, started, gone on with or left as it is, one or several at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedfm.config import RunConfig
+from fedfm.config.grid import Grid, cells_of, label_of
+from fedfm.engines.running import anchored, load_config, resume, run
+from fedfm.errors import ConfigError, EngineError, FedfmError, Problem, UserError
+from fedfm.results.run_folder import RunFolder
+from fedfm.strategies import STRATEGIES
+
+DONE = ("finished", "early-stopped")
+Source = str | Path | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the grid. `home`: the folder that its run folder lies in."""
+
+    name: str
+    label: str
+    values: Mapping[str, str]
+    config: RunConfig
+    home: Path
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        """What it has left so far, oldest first."""
+        return [RunFolder.open(file.parent) for file in sorted(self.home.glob("*/run.json"))]
+
+    @property
+    def done(self) -> RunFolder | None:
+        """Its finished run."""
+        return next((folder for folder in self.runs if folder.info.get("status") in DONE), None)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended: `status` as in run.json, `reason` where it failed."""
+
+    name: str
+    status: str
+    reason: str = ""
+
+
+def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
+    """The folder of the comparison and its cells. Raises ConfigError with what is wrong with any cell.
+
+    The folder is named by what is compared: the same command finds it again, another makes another. A key of
+    [strategy] that only some of the grid's strategies have holds for these.
+    """
+    data = _read(source)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem) if isinstance(source, str | Path) else "config"
+    names = grid.get("strategy.name", [])
+    configs, problems = {}, {}
+    for values in cells_of(grid):
+        own, fitting = _fitting(data, values, names)
+        try:
+            config = anchored(load_config(own, *(f"{key}={value}" for key, value in fitting.items())))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+            continue
+        configs.setdefault(config.sha256(), (fitting, config))
+    _refuse_unowned(grid, names, problems)
+    if problems:
+        raise ConfigError(list(problems))
+    digest = hashlib.sha256("".join(sorted(configs)).encode()).hexdigest()[:8]
+    root = Path(next(iter(configs.values()))[1].runs.folder).resolve() / f"compare-{stem}-{digest}"
+    cells = []
+    for values, config in configs.values():
+        label = label_of(values, grid)
+        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{label} seed={config.seed}").strip("-")
+        home = root / "runs" / name
+        placed = config.model_copy(update={"runs": config.runs.model_copy(update={"folder": str(home)})})
+        cells.append(Cell(name, label, values, placed, home))
+    return root, cells
+
+
+def _read(source: Source) -> dict[str, Any]:
+    load_config_file = source if isinstance(source, Mapping) else None
+    if load_config_file is not None:
+        return dict(load_config_file)
+    try:
+        return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        load_config(source)  # which says what is wrong with it
+        raise
+
+
+def _fitting(data: dict[str, Any], values: Mapping[str, str], names: Sequence[str]) -> tuple[dict, dict[str, str]]:
+    """The configuration and the overrides without the keys of [strategy] that only the grid's other ones have."""
+    name = values.get("strategy.name", "")
+    if name not in STRATEGIES:
+        return data, dict(values)
+    mine = _keys(name)
+    others = set().union(*(_keys(other) for other in names if other in STRATEGIES), _keys_of_file(data)) - mine
+    section = {key: value for key, value in data.get("strategy", {}).items() if key not in others}
+    fitting = {key: v for key, v in values.items() if key.removeprefix("strategy.") not in others or "." not in key}
+    return {**data, "strategy": section}, fitting
+
+
+def _keys(name: str) -> set[str]:
+    return {field.name.replace("_", "-") for field in dataclasses.fields(STRATEGIES[name])} | {"name"}
+
+
+def _keys_of_file(data: Mapping[str, Any]) -> set[str]:
+    """Keys of the strategy that the file itself names."""
+    name = data.get("strategy", {}).get("name", "")
+    return _keys(name) if name in STRATEGIES else set()
+
+
+def _refuse_unowned(grid: Grid, names: Sequence[str], problems: dict[Problem, None]) -> None:
+    """A key of the grid that no strategy of it has."""
+    known = set().union(*(_keys(name) for name in names if name in STRATEGIES))
+    for key in grid if names else ():
+        section, _, inner = key.partition(".")
+        if section == "strategy" and inner not in known and not problems:
+            what = f"none of {', '.join(names)} has a key {inner}"
+            problems[Problem(what, f"command line, {key}", "`fedfm list strategies`, README: Strategies")] = None
+
+
+def play(cell: Cell) -> Ended:
+    """Run a cell, or go on with what is left of it; its errors are told, not raised."""
+    if cell.done:
+        return Ended(cell.name, "finished")
+    try:
+        left = [folder for folder in cell.runs if (folder.path / "checkpoint").is_dir()]
+        done = resume(left[-1].path) if left else run(cell.config)
+        return Ended(cell.name, str(done.info["status"]))
+    except FedfmError as error:
+        return Ended(cell.name, "failed", str(error))
+    except Exception as error:
+        return Ended(cell.name, "failed", f"{type(error).__name__}: {error}")
+
+
+def play_all(cells: Sequence[Cell], jobs: int, address: str = "") -> Iterator[Ended]:
+    """Every cell, in the order in which they end; `jobs` at once, each in a process of Ray, or one here."""
+    if jobs == 1 and not address:
+        yield from map(play, cells)
+        return
+    with _ray(jobs, address) as ray:
+        threads = max((cell.config.engine.threads for cell in cells), default=1)
+        task = ray.remote(num_cpus=threads, max_retries=0)(_play_in_worker)
+        waiting = {task.remote(cell): cell for cell in cells}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            cell = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except Exception as error:  # its process died; the others go on
+                yield Ended(cell.name, "failed", f"its process ended: {type(error).__name__}")
+
+
+def _play_in_worker(cell: Cell) -> Ended:
+    return play(cell)
+
+
+@contextmanager
+def _ray(jobs: int, address: str) -> Iterator[Any]:
+    """Ray for the time of a comparison: a cluster that is there, or one of this machine's own."""
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(address="local", include_dashboard=False, num_cpus=jobs, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise EngineError(f"Ray does not start: {error}", mend="--jobs 1 needs none") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def usual_jobs(cells: Sequence[Cell]) -> int:
+    """As many at once as the cores that this process may use can feed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max((cell.config.engine.threads for cell in cells), default=1)
+    return max(1, min(len(cells), cores // threads))
+
+
+def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
+    """Raises UserError where cells cannot run at once."""
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    others = {cell.config.engine.name for cell in cells} - {"local"}
+    if jobs > 1 and others:
+        what = f"cells on the engine {', '.join(sorted(others))} have processes of their own"
+        raise UserError(what, where="--jobs", mend='--jobs 1, or engine.name = "local"')
