@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedfm.results.comparison import BOUNDS, OVER, CellRun, curve_of
 from fedfm.results.figures import DASHES, PALETTE, STYLE, new_figure, save_figure, stamp
@@ -43,7 +44,7 @@ def draw_comparison(
             ("traffic", _curves(curves[curves["megabytes"] > 0], "megabytes", styles), curves),
         ]
         if len(transfer):
-            drawn.append(("transfer", _transfer(transfer), transfer))
+            drawn.append(("transfer", _transfer(transfer, list(styles)), transfer))
         for _, figure, _ in drawn:
             stamp(figure, generated)
         return [path for name, figure, data in drawn if len(data) for path in save_figure(target / name, figure, data)]
@@ -85,10 +86,18 @@ def _curves(curves: pd.DataFrame, against: str, styles: dict) -> Figure:
             if against == "round":
                 axes.fill_between(own["round"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel({"round": "round", "megabytes": "MB sent, up and down"}[against])
+        axes.set_ylim(*_scores_only(axes.get_ylim()))
+        if against == "round":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(domains):
         panels[0].set_ylabel("validation score (primary metric)")
         _legend(figure, panels)
     return figure
+
+
+def _scores_only(limits: tuple[float, float]) -> tuple[float, float]:
+    """No more than the range of a score: an interval of few seeds may be wider than that."""
+    return max(limits[0], -0.03), min(limits[1], 1.03)
 
 
 def _legend(figure: Figure, panels) -> None:
@@ -119,6 +128,7 @@ def _final(shown: pd.DataFrame, bounds: set[str], styles: dict) -> Figure:
             axes.hlines(value, place - 0.42, place + 0.42, color=colour, linestyle=dash, linewidth=1.6, label=label)
     axes.set_xticks(range(len(domains)), [shorten(domain, 14) for domain in domains])
     axes.set_ylabel("test score (primary metric)")
+    axes.set_ylim(*_scores_only(axes.get_ylim()))
     axes.set_title("Final scores; points: mean and 95 % interval over seeds, lines: bounds", fontsize=9)
     _legend(figure, [axes])
     return figure
@@ -138,6 +148,8 @@ def _mean_and_worst(shown: pd.DataFrame, styles: dict) -> Figure:
         )
     axes.set_xlabel("mean of the domains' test scores")
     axes.set_ylabel("worst domain's test score")
+    axes.set_xlim(*_scores_only(axes.get_xlim()))
+    axes.set_ylim(*_scores_only(axes.get_ylim()))
     _legend(figure, [axes])
     return figure
 
@@ -147,9 +159,9 @@ def _half(row: pd.Series) -> float:
     return half if math.isfinite(half) else 0.0
 
 
-def _transfer(transfer: pd.DataFrame) -> Figure:
+def _transfer(transfer: pd.DataFrame, order: list[str]) -> Figure:
     bounds = list(dict.fromkeys(transfer["bound"]))
-    settings = list(dict.fromkeys(transfer["setting"]))
+    settings = [name for name in order if name in set(transfer["setting"])]
     domains = [domain for domain in dict.fromkeys(transfer["domain"]) if domain != "all"]
     figure = new_figure(2.2 + 2.6 * len(bounds), 1.6 + 0.34 * len(settings))
     panels = figure.subplots(1, len(bounds), squeeze=False, sharey=True)[0]
@@ -159,7 +171,9 @@ def _transfer(transfer: pd.DataFrame) -> Figure:
         table = own.pivot(index="setting", columns="domain", values="difference").reindex(settings)[domains]
         image = axes.imshow(table, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
-            if math.isfinite(value):
+            if settings[row] == bound:
+                axes.text(column, row, "–", ha="center", va="center", color="#999999")
+            elif math.isfinite(value):
                 ink = "white" if abs(value) > 0.6 * largest else "black"
                 axes.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=7, color=ink)
         axes.set_xticks(range(len(domains)), [shorten(d, 10) for d in domains])
