@@ -184,6 +184,17 @@ def compare(
 
 
 @app.command()
+def report(folder: RunFolderPath) -> None:
+    """Write the page of a run; the last line printed is the file, report.html in its folder.
+
+    RUN is the folder of a run, however it has ended. A comparison writes its own page.
+    """
+    from fedfm.commands.report import report as write
+
+    print(write(folder))
+
+
+@app.command()
 def predict(
     folder: RunFolderPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", hidden=True)],

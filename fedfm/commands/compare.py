@@ -69,7 +69,8 @@ class Comparison:
 
     def _read(self, name: str) -> pd.DataFrame:
         file = self.folder / f"{name}.csv"
-        return pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else pd.DataFrame()
+        is_there = file.exists() and file.stat().st_size > 1
+        return pd.read_csv(file, keep_default_na=False, na_values=[""]) if is_there else pd.DataFrame()
 
 
 def compare(

@@ -16,8 +16,9 @@ from typing import Any
 
 from fedfm.config import RunConfig
 from fedfm.config.grid import Grid, cells_of, label_of
+from fedfm.config.models import RunsConfig
 from fedfm.engines.running import anchored, load_config, resume, run
-from fedfm.errors import ConfigError, EngineError, FedfmError, Problem, UserError
+from fedfm.errors import ConfigError, EngineError, FedfmError, UserError
 from fedfm.results.run_folder import RunFolder
 from fedfm.strategies import STRATEGIES
 
@@ -72,8 +73,7 @@ def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        configs.setdefault(config.sha256(), (fitting, config))
-    _refuse_unowned(grid, names, problems)
+        configs.setdefault(config.model_copy(update={"runs": RunsConfig()}).sha256(), (fitting, config))
     if problems:
         raise ConfigError(list(problems))
     digest = hashlib.sha256("".join(sorted(configs)).encode()).hexdigest()[:8]
@@ -89,9 +89,8 @@ def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
 
 
 def _read(source: Source) -> dict[str, Any]:
-    load_config_file = source if isinstance(source, Mapping) else None
-    if load_config_file is not None:
-        return dict(load_config_file)
+    if isinstance(source, Mapping):
+        return dict(source)
     try:
         return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
@@ -119,16 +118,6 @@ def _keys_of_file(data: Mapping[str, Any]) -> set[str]:
     """Keys of the strategy that the file itself names."""
     name = data.get("strategy", {}).get("name", "")
     return _keys(name) if name in STRATEGIES else set()
-
-
-def _refuse_unowned(grid: Grid, names: Sequence[str], problems: dict[Problem, None]) -> None:
-    """A key of the grid that no strategy of it has."""
-    known = set().union(*(_keys(name) for name in names if name in STRATEGIES))
-    for key in grid if names else ():
-        section, _, inner = key.partition(".")
-        if section == "strategy" and inner not in known and not problems:
-            what = f"none of {', '.join(names)} has a key {inner}"
-            problems[Problem(what, f"command line, {key}", "`fedfm list strategies`, README: Strategies")] = None
 
 
 def play(cell: Cell) -> Ended:

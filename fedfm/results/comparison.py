@@ -135,7 +135,7 @@ def transfer_table(cells: pd.DataFrame) -> pd.DataFrame:
             for domain in domains:
                 part = scores.loc[domain]
                 found = paired(part[setting].tolist(), part[bound].tolist())
-                relative = ((part[setting] - part[bound]) / part[bound]).mean()
+                relative = ((part[setting] - part[bound]) / part[bound].where(part[bound] != 0)).mean()
                 row = {"domain": domain, "difference": found.mean, "low": found.low, "high": found.high}
                 own.append(row | {"relative": relative, "negative": float(found.mean < 0), "seeds": found.count})
             whole = pd.DataFrame(own)

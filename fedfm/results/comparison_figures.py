@@ -172,7 +172,7 @@ def _transfer(transfer: pd.DataFrame, order: list[str]) -> Figure:
         image = axes.imshow(table, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if settings[row] == bound:
-                axes.text(column, row, "–", ha="center", va="center", color="#999999")
+                axes.text(column, row, "-", ha="center", va="center", color="#999999")
             elif math.isfinite(value):
                 ink = "white" if abs(value) > 0.6 * largest else "black"
                 axes.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=7, color=ink)

@@ -36,7 +36,8 @@ def data(folder: RunFolder) -> str:
         }
         rows.append({"site": site, "domain": about["domain"], "source": about["source"], **counts}
                     | {"sha256": about["sha256"][:16]})  # fmt: skip
-        if text := _licence(root / about["source"]):
+        text = "" if about["source"] == "generated" else _licence(root / about["source"])
+        if text:
             licences[about["source"]] = text
     notes = "".join(folded(f"licence of {source}", f"<pre>{_safe(text)}</pre>") for source, text in licences.items())
     generated = info.get("generated") or []

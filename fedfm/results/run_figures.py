@@ -1,0 +1,185 @@
+"""More figures of one run, for its report: drift, timeline, and what became of the test examples.
+
+drift                norm of each site's update, and its cosine to the mean, by round
+timeline             seconds that each site worked, by round
+confusion_<domain>   test: truth by prediction (classes)
+entities_<domain>    test: precision, recall and F1 of each entity type (tags)
+calibration          test: how often a prediction was right, by how probable it was said to be (classes)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedfm.results.figures import DASHES, DRAWN_SITES, PALETTE, STYLE, new_figure, save_figure, stamp
+from fedfm.results.lines import shorten
+from fedfm.results.predictions import load_items
+from fedfm.results.run_folder import RunFolder
+
+BINS = 10
+PHASES = ["train", "validation", "test"]
+Drawn = tuple[str, Figure, pd.DataFrame]
+
+
+def draw_run_figures(folder: RunFolder) -> list[Path]:
+    """Draw what the run has numbers for into `<run>/figures/`, PNG, SVG and CSV; returns the files written."""
+    target = folder.path / "figures"
+    target.mkdir(exist_ok=True)
+    info, cards = folder.info, labels_of(folder)
+    model = "personal" if info.get("final_personal") else "global"
+    generated = info.get("generated") or []
+    drawn: list[Drawn] = []
+    with mpl.rc_context(STYLE):
+        drawn += _drift(folder.metrics)
+        drawn += _timeline(folder)
+        calibrations = []
+        for domain, labels in cards.items():
+            items = load_items(folder.path, model, domain)
+            if "probabilities" in items:
+                drawn.append(_confusion(domain, items, labels))
+                calibrations.append(calibration(items).assign(domain=domain))
+            elif "spans" in items:
+                drawn.append(_entities(domain, items, labels))
+        if calibrations:
+            drawn.append(_calibration(pd.concat(calibrations)))
+        for _, figure, _ in drawn:
+            stamp(figure, generated)
+        return [path for name, figure, data in drawn for path in save_figure(target / name, figure, data)]
+
+
+def labels_of(folder: RunFolder) -> dict[str, list[str]]:
+    """Domain -> labels, of a run that has ended."""
+    file = folder.path / "model" / "domains.json"
+    return {d: card["labels"] for d, card in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _drift(metrics: pd.DataFrame) -> list[Drawn]:
+    rows = metrics[metrics["metric"].isin(["update_norm", "cosine_to_mean"]) & (metrics["scope"] == "site")]
+    if not len(rows) or rows["name"].nunique() > DRAWN_SITES:
+        return []
+    data = rows.pivot_table(index=["round", "name", "domain"], columns="metric", values="value").reset_index()
+    panels = [column for column in ("update_norm", "cosine_to_mean") if column in data and data[column].notna().any()]
+    figure = new_figure(3.4 * len(panels) + 1.6, 3.4)
+    titles = {"update_norm": "Norm of the update", "cosine_to_mean": "Cosine to the mean of all updates"}
+    for axes, column in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, (site, own) in enumerate(data.groupby("name")):
+            colour, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
+            axes.plot(own["round"], own[column], dash, color=colour, marker="o", markersize=3, label=site)
+        axes.set_title(titles[column])
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, [shorten(name, 20) for name in names], loc="outside right center", frameon=False)
+    return [("drift", figure, data)]
+
+
+def _timeline(folder: RunFolder) -> list[Drawn]:
+    """Where sites work at the same time (packs), each counts its share."""
+    file = folder.path / "events.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+    rows = [e for e in events if e.get("event") == "site-finished" and e.get("seconds") is not None]
+    if not rows or len({row["site"] for row in rows}) > DRAWN_SITES:
+        return []
+    data = pd.DataFrame(rows)[["round", "phase", "site", "seconds"]]
+    data = data.groupby(["round", "phase", "site"], as_index=False).last()  # of a resumed round the last counts
+    data = data.sort_values(["round", "phase"], key=lambda c: c.map(PHASES.index) if c.name == "phase" else c)
+    sites = sorted(data["site"].unique())
+    figure = new_figure(6.4, 1.2 + 0.3 * len(sites))
+    axes = figure.subplots()
+    colours = {"train": PALETTE[0], "validation": PALETTE[4], "test": PALETTE[2]}
+    left = np.zeros(len(sites))
+    for (_, phase), own in data.groupby(["round", "phase"], sort=False):
+        width = own.set_index("site")["seconds"].reindex(sites).fillna(0).to_numpy()
+        first = phase if phase not in axes.get_legend_handles_labels()[1] else None
+        axes.barh(sites, width, left=left, color=colours.get(phase, "#BBBBBB"), edgecolor="white", linewidth=0.5,
+                  label=first)  # fmt: skip
+        left += width
+    axes.set_yticks(range(len(sites)), [shorten(site, 20) for site in sites])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of work, round after round (white lines part the rounds)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14 + 0.3 / len(sites)), ncols=3, frameon=False)
+    return [("timeline", figure, data)]
+
+
+def _confusion(domain: str, items: Mapping[str, np.ndarray], labels: list[str]) -> Drawn:
+    count, predicted = len(labels), items["probabilities"].argmax(axis=1)
+    table = np.bincount(items["labels"] * count + predicted, minlength=count**2).reshape(count, count)
+    figure = new_figure(2.2 + 0.55 * count, 1.7 + 0.5 * count)
+    axes = figure.subplots()
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(table):
+        ink = "white" if shares[row, column] > 0.6 else "black"
+        axes.text(column, row, str(value), ha="center", va="center", fontsize=8, color=ink)
+    names = [shorten(label, 14) for label in labels]
+    axes.set_xticks(range(count), names, rotation=45, ha="right")
+    axes.set_yticks(range(count), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{shorten(domain, 20)}: test examples")
+    axes.grid(False)
+    data = pd.DataFrame(table, columns=labels)
+    data.insert(0, "true", labels)
+    return f"confusion_{domain}", figure, data
+
+
+def _entities(domain: str, items: Mapping[str, np.ndarray], labels: list[str]) -> Drawn:
+    kinds = sorted({label.partition("-")[2] for label in labels if label != "O"})
+    true, predicted, correct = items["spans"].sum(axis=0).astype(float).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.nan_to_num(np.stack([correct / predicted, correct / true, 2 * correct / (true + predicted)]))
+    data = pd.DataFrame({"entity": kinds, "precision": scores[0], "recall": scores[1], "f1": scores[2], "true": true})
+    figure = new_figure(6.0, 1.3 + 0.42 * len(kinds))
+    axes = figure.subplots()
+    for number, name in enumerate(("precision", "recall", "f1")):
+        axes.barh(np.arange(len(kinds)) + 0.26 * (number - 1), data[name], 0.24, color=PALETTE[number], label=name)
+    axes.set_yticks(range(len(kinds)), [f"{shorten(k, 16)} ({n:.0f})" for k, n in zip(kinds, true, strict=True)])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("test score; in brackets: true entities")
+    axes.set_title(f"{shorten(domain, 20)}: entities")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return f"entities_{domain}", figure, data
+
+
+def calibration(items: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """By tenth of the highest probability: mean of it, share that was right, examples; `ece`, the same in all rows.
+
+    ECE = sum_b n_b / n |right_b - said_b| (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """
+    said = items["probabilities"].max(axis=1).astype(float)
+    right = items["probabilities"].argmax(axis=1) == items["labels"]
+    place = np.minimum((said * BINS).astype(int), BINS - 1)
+    rows = [
+        {"bin": b, "said": said[place == b].mean(), "right": right[place == b].mean(), "examples": (place == b).sum()}
+        for b in range(BINS)
+        if (place == b).any()
+    ]
+    data = pd.DataFrame(rows)
+    gap = (data["examples"] * (data["said"] - data["right"]).abs()).sum() / data["examples"].sum()
+    return data.assign(ece=float(gap) if math.isfinite(gap) else math.nan)
+
+
+def _calibration(data: pd.DataFrame) -> Drawn:
+    figure = new_figure(4.6, 3.8)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
+    for number, (domain, own) in enumerate(data.groupby("domain", sort=False)):
+        label = f"{shorten(domain, 18)}, ECE {own['ece'].iloc[0]:.3f}"
+        axes.plot(own["said"], own["right"], DASHES[number % 4], color=PALETTE[number % 6], marker="o", label=label)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("probability of the prediction, mean of the bin")
+    axes.set_ylabel("share that was right")
+    axes.set_title("Calibration on test")
+    axes.legend(frameon=False, fontsize=8)
+    return "calibration", figure, data

@@ -1,0 +1,144 @@
+"""`report.html` of one run; every number in it stands in a file of the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from fedfm.results.files import replace_text
+from fedfm.results.lines import in_bytes, in_time
+from fedfm.results.page import figure, folded, page, paragraph, table
+from fedfm.results.provenance import configuration, data, environment
+from fedfm.results.run_folder import RunFolder
+
+Intervals = Mapping[str, tuple[float, float]]
+CANNOT_LEAVE = (
+    "By construction no message holds an example, a label of a single example, a gradient of a single step, or the "
+    "frozen body: an update is the change of the tensors that train and are shared, after all local steps of a round; "
+    "a tally is sums and counts over a whole split (of images it also holds their class probabilities, sorted within "
+    "each class, for an exact AUC); a card, sent once, says the site's labels, how many examples it holds of each, the "
+    "size of its images, and a digest of its data."
+)
+CAPTIONS = {
+    "overview": "Primary metric of every domain against rounds, validation.",
+    "drift": "Norm of each site's update, and its cosine to the mean of all updates, by round.",
+    "labels": "Training labels at each site.",
+    "calibration": "Calibration on test: how often a prediction was right, by how probable it was said to be.",
+    "traffic": "Bytes of training messages by round.",
+    "timeline": "Seconds that each site worked.",
+}
+
+
+def write_run_report(folder: RunFolder, intervals: Intervals) -> Path:
+    """Write `<run>/report.html`. intervals: domain -> bootstrap interval of the primary metric on test."""
+    events = _events(folder)
+    info = folder.info
+    sections = [
+        ("scores", "Scores", _scores(info, intervals)),
+        ("figures", "Figures", _figures(folder)),
+        ("rounds", "Rounds", folded("all rounds", table(folder.rounds))),
+        ("left", "What left each site", _left(folder)),
+        ("failures", "Failures, left-out updates, warnings", _failures(info, events)),
+        ("configuration", "Configuration", configuration(folder)),
+        ("data", "Data", data(folder)),
+        ("environment", "Environment", environment(folder)),
+    ]
+    text = page(f"Run {info['name']}", summary_sentence(info, folder.rounds, events), sections)
+    replace_text(folder.path / "report.html", text)
+    return folder.path / "report.html"
+
+
+def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) -> str:
+    """What ran, how it ended, what it scored, in plain words."""
+    sites = info.get("sites") or {}
+    domains = sorted({about["domain"] for about in sites.values()})
+    done = int(rounds["round"].max()) if len(rounds) else 0
+    who = f"{len(sites)} sites of {len(domains)} domains ({', '.join(domains)})" if sites else "No site"
+    words = [f"{who}, strategy {info['strategy']}, seed {info['seed']}: {info['status']} after {done} rounds."]
+    if info["status"] == "failed":
+        words.append(f"It failed: {str(info.get('reason', '')).splitlines()[0] if info.get('reason') else 'no reason'}")
+    shown = info.get("final_personal") or info.get("final") or {}
+    primary = info.get("primary") or {}
+    scored = [f"{d} {primary[d]} {s[primary[d]]:.3f}" for d, s in shown.items() if s.get(primary.get(d)) is not None]
+    if scored:
+        whose = "the sites' own models" if info.get("final_personal") else "the global model"
+        words.append(f"On test, {whose}: {', '.join(scored)}.")
+    left_out = sum(event.get("event") == "update-left-out" for event in events)
+    if left_out:
+        words.append(f"{left_out} updates were left out.")
+    if len(rounds):
+        total = in_bytes(float((rounds["bytes_up"] + rounds["bytes_down"]).sum()))
+        words.append(f"{total} of training messages, {in_time(float(rounds['seconds'].sum()))}.")
+    return " ".join(words)
+
+
+def _scores(info: Mapping, intervals: Intervals) -> str:
+    primary, html = info.get("primary") or {}, ""
+    for title, final, own in (
+        ("Global model, on each domain's pooled test examples", info.get("final"), not info.get("final_personal")),
+        ("The sites' own models, each on its own site's test examples", info.get("final_personal"), True),
+    ):
+        rows = []
+        for domain, scores in (final or {}).items():
+            low, high = intervals.get(domain, (math.nan, math.nan)) if own else (math.nan, math.nan)
+            name = primary[domain]
+            rows.append({"domain": domain, "primary": name, "score": scores[name], "low": low, "high": high}
+                        | {metric: value for metric, value in scores.items() if metric != name})  # fmt: skip
+        if rows:
+            html += f"<h3>{title}</h3>" + table(rows)
+    said = "low, high: 95 % bootstrap interval of the primary metric over test items, of this one run."
+    return html + (paragraph(said, "note") if intervals and html else "")
+
+
+def _figures(folder: RunFolder) -> str:
+    target, html = folder.path / "figures", ""
+    captions = dict(CAPTIONS)
+    for domain in folder.info.get("primary") or {}:
+        captions[f"metric_{domain}"] = f"{domain}: primary metric against rounds, by site."
+        captions[f"confusion_{domain}"] = f"{domain}: test examples, truth by prediction."
+        captions[f"entities_{domain}"] = f"{domain}: entities on test."
+    for name, caption in captions.items():
+        html += figure(target / f"{name}.svg", caption)
+    return html
+
+
+def _left(folder: RunFolder) -> str:
+    sent = folder.sent
+    if not len(sent):
+        return paragraph("No message has left a site as an update of this run.") + paragraph(CANNOT_LEAVE, "note")
+    alone = sent.groupby(["site", "what"], sort=False).agg(
+        messages=("round", "size"), tensors=("tensors", "max"), bytes=("bytes", "sum"), together=("together", "max")
+    )
+    said = (
+        "In a simulation sites of one process may share a message, whose bytes and digest are then those of all of "
+        "them (together: how many). Digests are SHA-256 over names and values of the tensors."
+    )
+    parts = [
+        folded(f"every message of {site}", table(own.drop(columns=["site", "domain"])))
+        for site, own in sent.groupby("site")
+    ]
+    return paragraph(CANNOT_LEAVE) + table(alone.reset_index()) + paragraph(said, "note") + "".join(parts)
+
+
+def _failures(info: Mapping, events: list[dict]) -> str:
+    html = paragraph(str(info["reason"]), "bad") if info.get("reason") else ""
+    left_out = [
+        {"round": e.get("round"), "site": e.get("site"), "reason": e.get("reason")}
+        for e in events
+        if e.get("event") == "update-left-out"
+    ]
+    warnings = [{"warning": e.get("message")} for e in events if e.get("event") == "warning"]
+    html += table(left_out) + table(warnings)
+    return html or paragraph("None.")
+
+
+def _events(folder: RunFolder) -> list[dict]:
+    file = folder.path / "events.jsonl"
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]

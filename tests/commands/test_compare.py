@@ -1,0 +1,202 @@
+"""`fedfm compare` on a tiny federation: cells, tables, what is run again, what is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import fedfm
+from fedfm.cli import main
+from fedfm.commands.compare import compare
+from fedfm.engines import cells as cells_module
+from fedfm.errors import ConfigError, RunError
+from fedfm.results.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
+from federation_helpers import TEXTS, WORDS
+
+GRID = {"strategy.name": ["fedavg", "local-only", "centralised"], "seed": [0, 1, 2]}
+
+
+def tiny_source(folder: Path) -> dict:
+    return {
+        "rounds": 1,
+        "runs": {"folder": str(folder)},
+        "body": {"layers": 1},
+        "local": {"batch-size": 4, "max-length": 16},
+        "domains": {"finance": {**TEXTS, "sites": 2}, "ner": {**WORDS, "sites": 2}},
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return compare(tiny_source(tmp_path_factory.mktemp("compare")), GRID)
+
+
+def test_every_cell_is_an_ordinary_run_folder(done):
+    runs = [RunFolder.open(file.parent) for file in done.folder.glob("runs/*/*/run.json")]
+    assert len(runs) == 9
+    assert {run.info["status"] for run in runs} == {"finished"}
+    assert done.cells["cell"].nunique() == 9
+    assert not done.failed
+
+
+def test_the_cells_are_the_runs_own_numbers(done):
+    for file in done.folder.glob("runs/*/*/run.json"):
+        run = RunFolder.open(file.parent)
+        rows = done.cells[done.cells["run"] == run.path.name]
+        for model, final in (("global", run.info["final"]), ("personal", run.info["final_personal"])):
+            own = rows[rows["model"] == model]
+            if run.info["strategy"] == "local-only" and model == "global":
+                assert not len(own)
+                continue
+            for domain, scores in (final or {}).items():
+                table = own[own["domain"] == domain].set_index("metric")["value"]
+                assert table.to_dict() == pytest.approx(scores, nan_ok=True)
+                site = run.metrics.query(
+                    "scope == 'site' and split == 'test' and domain == @domain and model == @model and metric == 'loss'"
+                )
+                worst = own[(own["domain"] == domain) & (own["metric"] == "loss")]["worst_site"]
+                assert worst.item() == pytest.approx(site["value"].min())
+
+
+def test_the_statistics_are_scipy_s_on_the_cells(done):
+    shown = done.cells[done.cells["shown"] & done.cells["primary"]]
+    for row in done.summary[done.summary["shown"] & done.summary["primary"]].itertuples():
+        values = shown[(shown["setting"] == row.setting) & (shown["domain"] == row.domain)]["value"]
+        assert (row.seeds, row.mean, row.sd) == pytest.approx((3, values.mean(), values.std()))
+    assert len(done.pairs) == 3 * 4  # of three settings, in two domains, their mean and the worst
+    for row in done.pairs.itertuples():
+        of = {
+            name: shown[(shown["setting"] == name) & (shown["domain"] == row.domain)].sort_values("seed")["value"]
+            for name in (row.left, row.right)
+        }
+        gaps = of[row.left].to_numpy() - of[row.right].to_numpy()
+        assert row.difference == pytest.approx(gaps.mean())
+        if np.ptp(gaps) > 0:
+            assert row.p_t == pytest.approx(stats.ttest_rel(of[row.left], of[row.right]).pvalue)
+            excluded = row.low > 0 or row.high < 0
+            assert (row.better in (row.left, row.right)) == excluded
+
+
+def test_transfer_is_against_every_bound_that_is_there(done):
+    table = done.transfer
+    assert set(table["bound"]) == {"local-only", "centralised"}
+    shown = (
+        done.cells[done.cells["shown"] & done.cells["primary"]]
+        .set_index(["setting", "domain", "seed"])["value"]
+        .sort_index()
+    )
+    row = table.query("setting == 'fedavg' and bound == 'centralised' and domain == 'finance'").iloc[0]
+    gaps = shown["fedavg", "finance"] - shown["centralised", "finance"]
+    assert row["difference"] == pytest.approx(gaps.mean())
+    assert row["relative"] == pytest.approx((gaps / shown["centralised", "finance"]).mean())
+    whole = table.query("setting == 'fedavg' and bound == 'local-only' and domain == 'all'").iloc[0]
+    parts = table.query("setting == 'fedavg' and bound == 'local-only' and domain != 'all'")
+    assert whole["negative"] == pytest.approx((parts["difference"] < 0).mean())
+
+
+def test_the_report_shows_the_numbers_of_the_tables_and_no_address(done):
+    html = (done.folder / "report.html").read_text(encoding="utf-8")
+    main_table = pd.read_csv(done.folder / "tables" / "main.csv")
+    for cell in main_table.drop(columns=["seconds", "MB"]).to_numpy().flatten():
+        assert str(cell) in html
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*""", html)
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", html).replace("http://www.w3.org", "")
+    assert "<script" not in html
+    for name in ("final", "curves", "worst", "traffic", "transfer"):
+        assert all((done.folder / "figures" / f"{name}.{kind}").stat().st_size for kind in ("png", "svg", "csv"))
+    tex = (done.folder / "tables" / "main.tex").read_text(encoding="utf-8")
+    assert tex.count(r"\\") == 4
+    assert r"\toprule" in tex
+
+
+def test_nothing_that_is_done_is_run_again_and_a_stopped_cell_goes_on(done, tmp_path, monkeypatch):
+    copied = tmp_path / "all"
+    shutil.copytree(done.folder.parent, copied)
+    root = copied / done.folder.name
+    config = tiny_source(copied)
+    again, lines = compare(config, GRID), []
+    assert again.folder.name == root.name
+    first = {name: (root / f"{name}.csv").read_bytes() for name in ("cells", "summary", "pairs", "transfer")}
+    stopped = next((root / "runs" / "fedavg-seed=1").iterdir())
+    RunFolder.open(stopped).update(status="running")
+    shutil.rmtree(root / "runs" / "centralised-seed=2")
+    compare(config, GRID, say=lines.append)
+    assert lines[0].startswith("9 runs (3 settings), 7 already done")
+    assert [folder.name for folder in (root / "runs" / "fedavg-seed=1").iterdir()] == [stopped.name]
+    for name in ("summary", "pairs", "transfer"):
+        old, new = (
+            pd.read_csv(path) if isinstance(path, Path) else pd.read_csv(__import__("io").BytesIO(path))
+            for path in (first[name], root / f"{name}.csv")
+        )
+        columns = [c for c in old.columns if c != "seconds"]  # the only thing that two runs of a cell may not share
+        pd.testing.assert_frame_equal(old[columns], new[columns])
+
+
+def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
+    true_run = cells_module.run
+
+    def run(config):
+        if config.seed == 1:
+            raise RunError("the building lost power")
+        return true_run(config)
+
+    monkeypatch.setattr(cells_module, "run", run)
+    lines = []
+    found = compare(tiny_source(tmp_path), {"strategy.name": ["fedavg"], "seed": [0, 1, 2]}, say=lines.append)
+    assert list(found.failed) == ["fedavg-seed=1"]
+    assert found.cells["seed"].unique().tolist() == [0, 2]
+    assert "the building lost power" in (found.folder / "report.html").read_text(encoding="utf-8")
+    assert any("fedavg-seed=1  failed: the building lost power" in line for line in lines)
+
+
+def test_unequal_budgets_are_refused_after_the_tables_are_written(tmp_path, monkeypatch):
+    from fedfm.training import pool
+
+    whole = pool.Pool.steps
+    monkeypatch.setattr(pool.Pool, "steps", lambda self: [max(1, count - 1) for count in whole(self)])
+    with pytest.raises(RunError, match="unequal budgets of optimiser steps: seed 0, finance: fedavg 4, centralised 2"):
+        compare(tiny_source(tmp_path), {"strategy.name": ["fedavg", "centralised"]})
+    (folder,) = tmp_path.glob("compare-*")
+    assert (folder / "summary.csv").exists()
+    assert "Unequal" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_key_of_one_strategy_holds_for_those_that_have_it(tmp_path):
+    grid = {"strategy.name": ["fedavg", "fedprox"], "strategy.proximal-mu": [0.1, 1.0]}
+    _, cells = cells_module.plan(tiny_source(tmp_path), {k: list(map(str, v)) for k, v in grid.items()})
+    assert [cell.label for cell in cells] == ["fedavg", "fedprox proximal-mu=0.1", "fedprox proximal-mu=1.0"]
+    with pytest.raises(ConfigError, match=r'strategy "fedavg" has no such key. "fedprox" has it'):
+        cells_module.plan(tiny_source(tmp_path), {"strategy.name": ["fedavg"], "strategy.proximal-mu": ["0.1"]})
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["strategy.name=fedavg,fedprxo"], 'unknown strategy "fedprxo". did you mean "fedprox"?'),
+        (["seed"], '"seed" is not of the form key=a,b,c'),
+        (["seed=0,,1"], "has 1 empty value"),
+        (["seed=0,0"], "names a value twice"),
+        (["seed=0", "seed=1"], "seed is given twice"),
+        (["rounds=0,1"], "rounds"),
+        (["--jobs", "2", "engine.name=ray"], "have processes of their own"),
+    ],
+)
+def test_wrong_grids_are_refused_before_anything_runs(words, sentence, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'rounds = 1\n[runs]\nfolder = "{tmp_path}/runs"\n', encoding="utf-8")
+    assert main(["compare", str(file), *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_from_python_it_is_public():
+    assert fedfm.compare is compare
