@@ -53,7 +53,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
         "finance": {"task": "text-classification", **DOMAIN},
         "ner": {"task": "token-classification", **DOMAIN},
     },
-    "runs": {"folder": "runs"},
+    "tracking": {"to": [], "project": "fedfm"}, "runs": {"folder": "runs"},
 }  # fmt: skip
 
 DESIGN = """

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from fedfm.config.section import Finding, Section
 from fedfm.config.simulation import SimulationConfig
+from fedfm.config.tracking import TrackingConfig
 from fedfm.config.update import UpdateConfig
 from fedfm.errors import did_you_mean
 
@@ -197,6 +198,7 @@ class RunConfig(Section):
     simulation: SimulationConfig = SimulationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     domains: dict[str, DomainConfig] = Field(default_factory=generated_domains, min_length=1)
+    tracking: TrackingConfig = TrackingConfig()
     runs: RunsConfig = RunsConfig()
 
     @model_validator(mode="after")

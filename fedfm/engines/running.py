@@ -17,6 +17,7 @@ from fedfm.models.body import check_body
 from fedfm.profiling import phase, profile
 from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import Listen, RunFolder
+from fedfm.results.trackers import check_trackers, tracked
 from fedfm.strategies import check_strategy, prepared
 
 
@@ -36,7 +37,7 @@ def check_engine(config: RunConfig) -> list[Problem]:
     return problems
 
 
-CHECKS = (check_strategy, check_body, check_engine)
+CHECKS = (check_strategy, check_body, check_engine, check_trackers)
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,11 @@ def anchored(config: RunConfig) -> RunConfig:
 
 def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any = None) -> Run:
     try:
-        if strategy is None:
-            ENGINES[config.engine.name](config, folder, listen)
-        else:
-            _local(config, folder, listen, strategy)
+        with tracked(folder, config, listen) as told:
+            if strategy is None:
+                ENGINES[config.engine.name](config, folder, told)
+            else:
+                _local(config, folder, told, strategy)
     except KeyboardInterrupt as stop:
         folder.update(status="interrupted", reason="stopped by the user")
         stop.add_note(f"go on with: fedfm resume {folder.path}")
