@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfm import __version__
+from fedfm.commands.complaints import misused, show_error
 from fedfm.errors import FedfmError, UserError, did_you_mean
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -52,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         code = app([word for word in words if word != "--debug"], prog_name="fedfm", standalone_mode=False)
     except click.UsageError as error:
-        return _misused(error)
+        return misused(error)
     except FedfmError as error:
         if debug:
             traceback.print_exc()
@@ -65,32 +66,6 @@ def main(words: Sequence[str] | None = None) -> int:
               "--debug shows where it happened", file=sys.stderr)  # fmt: skip
         return 1
     return 1 if code == INTERRUPTED else code or 0
-
-
-def show_error(error: FedfmError) -> None:
-    """What, where, how to mend, for each problem; on standard error."""
-    console = Console(stderr=True, highlight=False)
-    count = len(error.problems)
-    title = {2: "wrong input", 1: "the run failed"}[error.exit_code]
-    console.print(Text(f"error[{error.code}] {title}" + (f": {count} problems" if count > 1 else ""), "bold red"))
-    for problem in error.problems:
-        for number, line in enumerate(problem.what.splitlines()):
-            where = f"{problem.where}: " if problem.where and number == 0 else ""
-            console.print(Text(f"  {where}{line}"), soft_wrap=True)
-        if problem.mend:
-            console.print(Text(f"    mend: {problem.mend}"), soft_wrap=True)
-
-
-def _misused(error: click.UsageError) -> int:
-    """A wrong command, option or argument, in the form of all other errors."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer
-        error.show()
-        return error.exit_code
-    mend = f"{error.ctx.command_path if error.ctx else 'fedfm'} --help"
-    if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.info_name == "run":
-        mend = f"settings have no dashes: rounds=3; for the options: {mend}"
-    show_error(UserError(error.format_message(), mend=mend))
-    return error.exit_code
 
 
 @contextmanager
@@ -168,9 +143,9 @@ def compare(
     ] = 0,
     address: Annotated[str, _option("--address", "of a Ray cluster that is there")] = "",
 ) -> None:
-    """Run a grid of settings and compare them; the last line printed is the folder of the comparison.
+    """Run a grid of settings and compare them.
 
-    CONFIG is a TOML file, KEY=A,B,C gives the values of a key, as in strategy.name=fedavg,local-only seed=0,1,2.
+    The last line printed is the folder of the comparison. CONFIG is a TOML file, KEY=A,B,C gives the values of a key, as in strategy.name=fedavg,local-only seed=0,1,2.
     Given again, the command runs what is missing. Bounds to compare with: local-only, per-domain, centralised,
     centralised-joint.
     """
@@ -185,9 +160,9 @@ def compare(
 
 @app.command()
 def report(folder: RunFolderPath) -> None:
-    """Write the page of a run; the last line printed is the file, report.html in its folder.
+    """Write the page of a run.
 
-    RUN is the folder of a run, however it has ended. A comparison writes its own page.
+    The last line printed is the file, report.html in its folder. RUN is the folder of a run, however it has ended. A comparison writes its own page.
     """
     from fedfm.commands.report import report as write
 
@@ -212,6 +187,31 @@ def predict(
     quiet_libraries()
     for line in predict_lines(folder, inputs, domain, site):
         print(line)
+
+
+@app.command()
+def explain(
+    folder: RunFolderPath,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", hidden=True)],
+    domain: DomainName,
+    site: PrivateOf = "",
+    steps: Annotated[int, typer.Option("--steps", min=2, help="points of the integral")] = 64,
+    out: Annotated[Path, typer.Option("--out", help="the page; its numbers lie beside it as .csv")] = Path(
+        "explain.html"
+    ),
+) -> None:
+    """Show what in an input speaks for its prediction.
+
+    By integrated gradients; needs the extra `explain`. RUN is the folder of a finished run, INPUT as for predict. The last line printed is the page.
+    """
+    from fedfm.commands.explain import explain as write
+    from fedfm.engines.running import quiet_libraries
+
+    quiet_libraries()
+    lines, warnings = write(folder, inputs, domain, site, steps, out)
+    print(*lines, sep="\n")
+    print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" if warnings else "", file=sys.stderr)
+    print(out)
 
 
 @app.command()

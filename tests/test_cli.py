@@ -182,7 +182,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"fedfm {fedfm.__version__}\n"
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for command in ("run", "resume", "predict", "export", "data", "doctor", "list"):
+    for command in ("run", "resume", "compare", "report", "predict", "explain", "export", "data", "doctor", "list"):
         assert f"\n  {command} " in printed
     assert "..." not in printed.partition("Commands:")[2], "a sentence is cut"
     assert "\\[" not in printed

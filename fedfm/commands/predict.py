@@ -21,10 +21,10 @@ def predict_lines(run: Path, inputs: Sequence[str], domain: str = "", site: str 
     """
     model = load_model(run, domain or _only_domain(run), site)
     if model.card.task == "image-classification":
-        images = _read_images(inputs, model)
+        images = read_images(inputs, model)
         yield from _labelled(model, images, inputs)
         return
-    texts = _read_texts(inputs)
+    texts = read_texts(inputs)
     if model.card.task == "text-classification":
         yield from _labelled(model, texts, texts)
         return
@@ -47,7 +47,7 @@ def _labelled(model: TrainedModel, inputs: Sequence, names: Sequence[str]) -> It
         yield f"{model.card.labels[best]}\t{row[best]:.3f}\t{name}"
 
 
-def _read_texts(inputs: Sequence[str]) -> list[str]:
+def read_texts(inputs: Sequence[str]) -> list[str]:
     """All texts with single spaces; raises DataError for every input that is no text and no file that can be read."""
     texts, problems = [], []
     for given in inputs:
@@ -79,7 +79,7 @@ def _texts(given: str) -> list[str]:
     return texts
 
 
-def _read_images(files: Sequence[str], model: TrainedModel) -> np.ndarray:
+def read_images(files: Sequence[str], model: TrainedModel) -> np.ndarray:
     """uint8 [N, h, w, C] as the model was trained; raises DataError for every file that is no image."""
     shape = model.card.image_shape
     assert shape is not None  # an image domain has one
