@@ -12,8 +12,6 @@ from typing import Annotated
 import click
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedfm import __version__
 from fedfm.commands.complaints import misused, show_error
@@ -43,6 +41,7 @@ def _option(name: str, words: str, *other_names: str) -> typer.models.OptionInfo
 Quiet = Annotated[bool, _option("--quiet", "print warnings and the folder, nothing else", "-q")]
 PrivateOf = Annotated[str, _option("--site", "whose private part, where a domain has one")]
 PrivateOfEach = Annotated[list[str] | None, _option("--site", "whose private part; once for each domain that has one")]
+Jobs = Annotated[int, _option("--jobs", "runs at once, in processes of Ray; 0: as many as there are cores", "-j")]
 DomainName = Annotated[str, _option("--domain", "whose model; needed where a run has several", "-d")]
 
 
@@ -138,16 +137,13 @@ def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
 def compare(
     config: ConfigFile,
     grid: Overrides = None,
-    jobs: Annotated[
-        int, _option("--jobs", "runs at once, in processes of Ray; 0: as many as there are cores", "-j")
-    ] = 0,
+    jobs: Jobs = 0,
     address: Annotated[str, _option("--address", "of a Ray cluster that is there")] = "",
 ) -> None:
     """Run a grid of settings and compare them.
 
-    The last line printed is the folder of the comparison. CONFIG is a TOML file, KEY=A,B,C gives the values of a key, as in strategy.name=fedavg,local-only seed=0,1,2.
-    Given again, the command runs what is missing. Bounds to compare with: local-only, per-domain, centralised,
-    centralised-joint.
+    CONFIG is a TOML file, KEY=A,B,C gives the values of a key, as in seed=0,1,2. Given again, the command runs what is
+    missing. Bounds: local-only, per-domain, centralised, centralised-joint. The last line printed is the folder.
     """
     from fedfm.commands.compare import compare_words
 
@@ -159,10 +155,31 @@ def compare(
 
 
 @app.command()
+def contributions(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    shapley: Annotated[bool, _option("--shapley", "exact Shapley values, of up to six sites")] = False,
+    metric: Annotated[str, _option("--metric", "mean, worst, or a domain, on validation")] = "mean",
+    jobs: Jobs = 0,
+) -> None:
+    """Say what each site brings, by training without it.
+
+    CONFIG and KEY=VALUE are those of a run. Given again, the command runs what is missing. The last line printed is the
+    folder that contributions.csv lies in.
+    """
+    from fedfm.commands.contributions import contributions as value
+
+    with _stoppable():
+        root, table = value(config, *(overrides or ()), shapley=shapley, metric=metric, jobs=jobs, say=print)
+    print(table.to_string(index=False))
+    _print_folder(root)
+
+
+@app.command()
 def report(folder: RunFolderPath) -> None:
     """Write the page of a run.
 
-    The last line printed is the file, report.html in its folder. RUN is the folder of a run, however it has ended. A comparison writes its own page.
+    RUN is the folder of a run, however it has ended. The last line printed is the file, report.html in that folder.
     """
     from fedfm.commands.report import report as write
 
@@ -196,13 +213,12 @@ def explain(
     domain: DomainName,
     site: PrivateOf = "",
     steps: Annotated[int, typer.Option("--steps", min=2, help="points of the integral")] = 64,
-    out: Annotated[Path, typer.Option("--out", help="the page; its numbers lie beside it as .csv")] = Path(
-        "explain.html"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="the page")] = Path("explain.html"),
 ) -> None:
     """Show what in an input speaks for its prediction.
 
-    By integrated gradients; needs the extra `explain`. RUN is the folder of a finished run, INPUT as for predict. The last line printed is the page.
+    By integrated gradients; needs the extra `explain`. RUN and INPUT are those of predict. The last line printed is the
+    page, beside which its numbers lie as .csv.
     """
     from fedfm.commands.explain import explain as write
     from fedfm.engines.running import quiet_libraries
@@ -255,21 +271,12 @@ def data_check(
 @app.command()
 def doctor() -> None:
     """Will fedfm run on this machine? Exit code 2 if not."""
+    from fedfm.commands.complaints import show_findings
     from fedfm.doctor import examine
     from fedfm.engines.running import quiet_libraries
 
     quiet_libraries()
-    findings = examine()
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        style = {"ok": "green", "note": "yellow", "problem": "bold red"}[finding.state]
-        table.add_row(finding.check, Text(finding.state, style), Text(finding.found))
-        if finding.mend:
-            table.add_row("", "", Text(f"mend: {finding.mend}"))
-    Console().print(table)
-    problems = sum(finding.state == "problem" for finding in findings)
-    print(f"{len(findings)} checks, {problems} {'problem' if problems == 1 else 'problems'}")
-    if problems:
+    if show_findings(examine()):
         raise typer.Exit(2)
 
 
@@ -278,20 +285,13 @@ def list_names(
     what: Annotated[str, typer.Argument(metavar="[strategies|bodies|domains|engines]", hidden=True)] = "",
 ) -> None:
     """The names that a configuration may use."""
-    from fedfm.commands.listing import TABLES
+    from fedfm.commands.listing import TABLES, show_tables
 
     if what and what not in TABLES:
         raise UserError(
             f'nothing is listed as "{what}".{did_you_mean(what, TABLES)}', mend=f"fedfm list {' | '.join(TABLES)}"
         )
-    for number, title in enumerate([what] if what else TABLES):
-        header, rows = TABLES[title]()
-        table = Table(*header, box=None, pad_edge=False)
-        for name, *cells in rows:
-            table.add_row(Text(name, "bold"), *map(Text, cells))
-        if number:
-            print()
-        Console().print(table)
+    show_tables([what] if what else list(TABLES))
 
 
 def _print_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
     },
     "strategy": {"name": "fedavg", "server-learning-rate": 1.0},
     "sharing": {},
-    "sampling": {"fraction": 1.0, "per-domain-minimum": 1, "minimum-sites": 1},
+    "sampling": {"fraction": 1.0, "per-domain-minimum": 1, "without": [], "minimum-sites": 1},
     "screening": {"max-norm": 0.0},
     "local": {
         "epochs": 1, "batch-size": 16, "optimizer": "adamw", "learning-rate": 5e-4, "head-learning-rate": 1e-3,

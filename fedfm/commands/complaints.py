@@ -1,12 +1,19 @@
-"""Errors as a user sees them: sentences on standard error."""
+"""Errors and findings as a user sees them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from fedfm.errors import FedfmError, UserError
+
+if TYPE_CHECKING:
+    from fedfm.doctor import Finding
 
 
 def show_error(error: FedfmError) -> None:
@@ -33,3 +40,17 @@ def misused(error: click.UsageError) -> int:
         mend = f"settings have no dashes: rounds=3; for the options: {mend}"
     show_error(UserError(error.format_message(), mend=mend))
     return error.exit_code
+
+
+def show_findings(findings: Sequence[Finding]) -> int:
+    """A table of what `doctor` has found; returns how many problems there are."""
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        style = {"ok": "green", "note": "yellow", "problem": "bold red"}[finding.state]
+        table.add_row(finding.check, Text(finding.state, style), Text(finding.found))
+        if finding.mend:
+            table.add_row("", "", Text(f"mend: {finding.mend}"))
+    Console().print(table)
+    problems = sum(finding.state == "problem" for finding in findings)
+    print(f"{len(findings)} checks, {problems} {'problem' if problems == 1 else 'problems'}")
+    return problems

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from fedfm.engines import ENGINES
 from fedfm.models.body import NAMED_BODIES
 from fedfm.strategies import STRATEGIES
@@ -46,3 +50,15 @@ TABLES: dict[str, Callable[[], Listing]] = {
     "domains": _domains,
     "engines": _engines,
 }
+
+
+def show_tables(titles: Sequence[str]) -> None:
+    """Print tables, an empty line between them."""
+    for number, title in enumerate(titles):
+        header, rows = TABLES[title]()
+        table = Table(*header, box=None, pad_edge=False)
+        for name, *cells in rows:
+            table.add_row(Text(name, "bold"), *map(Text, cells))
+        if number:
+            print()
+        Console().print(table)

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from fedfm.config.sampling import SamplingConfig, ScreeningConfig
 from fedfm.config.section import Finding, Section
 from fedfm.config.simulation import SimulationConfig
 from fedfm.config.tracking import TrackingConfig
@@ -68,16 +69,6 @@ class StrategyConfig(Section):
     @property
     def own_keys(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
-
-
-class SamplingConfig(Section):
-    fraction: float = Field(1.0, gt=0, le=1)
-    per_domain_minimum: int = Field(1, ge=0)
-    minimum_sites: int = Field(1, ge=1, description="usable updates that a round needs")
-
-
-class ScreeningConfig(Section):
-    max_norm: float = Field(0.0, ge=0, description="an update of a larger Euclidean norm is left out; 0: no limit")
 
 
 class LocalConfig(Section):
@@ -216,8 +207,11 @@ class RunConfig(Section):
         return self
 
     def _too_many_asked(self) -> list[Finding]:
-        most, asked = sum(len(s.site_names(d)) for d, s in self.domains.items()), self.sampling.minimum_sites
-        what = f"a round needs {asked} usable updates, but there are only {most} sites"
+        names = self.sites()
+        if unknown := [site for site in self.sampling.without if site not in names]:
+            return [(("sampling", "without"), f'no site "{unknown[0]}".{did_you_mean(unknown[0], names)}')]
+        most, asked = len(names) - len(set(self.sampling.without)), self.sampling.minimum_sites
+        what = f"a round needs {asked} usable updates, but only {most} sites train"
         return [(("sampling", "minimum-sites"), what)] if asked > most else []
 
     def _unfit_ranks(self) -> list[Finding]:

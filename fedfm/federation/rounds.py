@@ -113,7 +113,8 @@ class RoundLoop:
 
     def _who(self, now: Checkpoint, number: int) -> tuple[Checkpoint, list[str]]:
         """The sites of a round: a draw, or, where nobody waits for others, those that are done first."""
-        there = present(self.sites.roll.site_domains(), self.config.simulation, number)
+        train = {s: d for s, d in self.sites.roll.site_domains().items() if s not in self.config.sampling.without}
+        there = present(train, self.config.simulation, number)
         if not there:
             raise RunError(f"round {number}: no site takes part", where="simulation.joins, simulation.leaves")
         if not self.strategy.asynchronous:

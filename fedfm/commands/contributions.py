@@ -1,0 +1,97 @@
+"""`fedfm contributions`: what each site brings, by training without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fedfm.engines.cells import Cell, Source, check_jobs, play_all, usual_jobs
+from fedfm.engines.running import anchored, load_config, quiet_libraries
+from fedfm.errors import RunError, UserError
+from fedfm.results.contributions import (
+    MOST_SITES,
+    Coalition,
+    coalitions,
+    left_out_values,
+    shapley_values,
+)
+from fedfm.results.files import replace_text
+from fedfm.results.run_folder import RunFolder
+
+
+def contributions(
+    source: Source, *overrides: str, shapley: bool = False, metric: str = "mean", jobs: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Path, pd.DataFrame]:  # fmt: skip
+    """Train every coalition that is needed and has not been, and value the sites by validation score at the end.
+
+    metric: "mean", "worst", or a domain, whose primary metric counts. The folder holds the runs, `coalitions.csv` and
+    `contributions.csv` (site, domain, left_out or shapley). Raises UserError, RunError where a run fails.
+    """
+    quiet_libraries()
+    config = anchored(load_config(source, *overrides))
+    sites = config.sites()
+    if shapley and len(sites) > MOST_SITES:
+        needed = 2 ** len(sites) - 1
+        what = f"exact Shapley values of {len(sites)} sites need {needed} runs; the most is {MOST_SITES} sites"
+        raise UserError(what, where="--shapley", mend="leave --shapley out: one run for each site left out")
+    if len(sites) < 2:
+        raise UserError("one site alone has nobody to be compared with", where="domains")
+    if metric not in ("mean", "worst", *config.domains):
+        raise UserError(
+            f'unknown metric "{metric}"', where="--metric", mend=f"mean, worst, {', '.join(config.domains)}"
+        )
+    digest = hashlib.sha256(config.sha256().encode()).hexdigest()[:8]
+    root = Path(config.runs.folder).resolve() / f"contributions-{digest}"
+    cells = {group: _cell(source, overrides, group, sites, root) for group in coalitions(sites, shapley)}
+    _play(list(cells.values()), jobs, say)
+    runs = {group: cell.done for group, cell in cells.items()}
+    values = {group: _value(run, metric) for group, run in runs.items()}
+    values[frozenset()] = _value(runs[frozenset(sites)], metric, at_the_start=True)
+    found, column = (shapley_values(values), "shapley") if shapley else (left_out_values(values), "left_out")
+    rows = [{"sites": " ".join(sorted(group)), "value": value} for group, value in values.items()]
+    table = pd.DataFrame([{"site": site, "domain": sites[site], column: value} for site, value in found.items()])
+    for name, data in (("coalitions", pd.DataFrame(rows)), ("contributions", table)):
+        replace_text(root / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+    return root, table
+
+
+def _cell(source: Source, overrides: Sequence[str], group: Coalition, sites: dict[str, str], root: Path) -> Cell:
+    without = sorted(sites.keys() - group)
+    name = f"without {' '.join(without)}" if without else "all"
+    config = anchored(load_config(source, *overrides, f"sampling.without={json.dumps(without)}"))
+    safe = name.replace(" ", "_") if len(name) < 100 else hashlib.sha256(name.encode()).hexdigest()[:16]
+    home = root / "runs" / safe
+    placed = config.model_copy(update={"runs": config.runs.model_copy(update={"folder": str(home)})})
+    return Cell(name, name, {}, placed, home)
+
+
+def _play(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
+    jobs = jobs or usual_jobs(cells)
+    check_jobs(cells, jobs)
+    left = [cell for cell in cells if not cell.done]
+    say(f"{len(cells)} runs, {len(cells) - len(left)} already done, {jobs} at once")
+    failed = []
+    for number, ended in enumerate(play_all(left, jobs) if left else (), 1):
+        say(f"{number:>3}/{len(left)} {ended.name}  {ended.status}")
+        failed += [ended] if ended.status == "failed" else []
+    if failed:
+        raise RunError(f"{failed[0].name}: {failed[0].reason}", mend="the same command runs what is missing")
+
+
+def _value(run: RunFolder, metric: str, at_the_start: bool = False) -> float:
+    """The validation score of the models that sites use, after the last round or before the first."""
+    info, rows = run.info, run.metrics
+    model = "personal" if info.get("final_personal") else "global"
+    wanted = rows["round"].min() if at_the_start else rows["round"].max()
+    rows = rows[(rows["split"] == "validation") & (rows["model"] == model) & (rows["round"] == wanted)]
+    if metric in ("mean", "worst"):
+        own = rows[(rows["scope"] == "federation") & (rows["metric"] == metric)]
+    else:
+        primary = info["primary"][metric]
+        own = rows[(rows["scope"] == "domain") & (rows["domain"] == metric) & (rows["metric"] == primary)]
+    return float(own["value"].item())
