@@ -99,7 +99,7 @@ def run(
     profile: Annotated[bool, _option("--profile", "write and print where the time went (local engine)")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation; the last line printed is the folder of the run.
+    """Run a federation; the last line printed is its folder.
 
     CONFIG is a TOML file. KEY=VALUE changes one of its keys, as in rounds=3 strategy.name=fedprox.
     """
