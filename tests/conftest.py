@@ -31,3 +31,20 @@ def tiny_run(tmp_path_factory) -> Path:
     import fedfm
 
     return fedfm.run(TINY_RUN, f"runs.folder={tmp_path_factory.mktemp('runs')}").folder
+
+
+@pytest.fixture(scope="module")
+def small_data():
+    """Generated sites with a quarter of their examples to score: for tests that score hundreds of times."""
+    from fedfm.domains import generated
+
+    def forget() -> None:
+        generated._generate.cache_clear()
+        generated._cut.cache_clear()
+
+    whole = dict(generated.EXAMPLES_PER_SITE)
+    generated.EXAMPLES_PER_SITE.update(validation=16, test=20)
+    forget()
+    yield
+    generated.EXAMPLES_PER_SITE.update(whole)
+    forget()

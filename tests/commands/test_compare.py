@@ -22,6 +22,8 @@ from fedfm.results.run_folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import TEXTS, WORDS
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 GRID = {"strategy.name": ["fedavg", "local-only", "centralised"], "seed": [0, 1, 2]}
 
 
@@ -36,7 +38,7 @@ def tiny_source(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, small_data):
     return compare(tiny_source(tmp_path_factory.mktemp("compare")), GRID)
 
 

@@ -16,6 +16,8 @@ from fedfm.results.run_folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import TEXTS, tiny, train_federation
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 
 def source(folder: Path, sites: int = 2) -> dict:
     return {

@@ -11,6 +11,8 @@ from fedfm.federation.intake import cosines_to_mean
 from fedfm.results.predictions import load_items
 from fedfm.strategies import Update
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 
 def test_every_message_from_a_site_is_in_sent_csv_with_its_digest(tmp_path):
     recorder = Recorder()

@@ -17,6 +17,8 @@ from fedfm.results.trackers import scalars_of
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import TEXTS
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 
 class StoppedError(Exception):
     """As a kill, after a round."""

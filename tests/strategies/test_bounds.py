@@ -23,6 +23,8 @@ from fedfm.training.pool import Pool, fit_pools
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import IMAGES, TEXTS, WORDS, Recorder, tiny, train_federation
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 EXACT = "engine.dtype=float64"
 UNEVEN = {"partition": "quantity", "sites": 3, "max-examples": 26}  # sites whose last batches are not full
 BOUNDS = ("local-only", "per-domain", "centralised", "centralised-joint")

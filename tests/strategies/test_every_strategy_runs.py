@@ -18,6 +18,8 @@ from fedfm.strategies import STRATEGIES
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import IMAGES, TEXTS, WORDS, outcome
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 TOLERANCE = {"cagrad": 1e-7}  # its step comes from an iterative solver, which magnifies the last digits
 UNEQUAL = {"partition": "quantity", "sites": 2}
 
@@ -75,5 +77,6 @@ def test_two_rounds_alone_and_two_at_once_stopped_and_resumed(name, tmp_path):
         assert all(np.isfinite(v) for scores in final for values in scores.values() for v in values.values())
         assert set(done.folder.metrics["model"]) <= ({"global", "personal"} if has_own else {"global"})
     order = ["round", "scope", "name", "split", "metric", "model"]
-    left, right = (done.folder.metrics.sort_values(order)["value"] for done in (alone, together))
+    told = "metric != 'cosine_to_mean'"  # of single updates, which a pack does not send
+    left, right = (done.folder.metrics.query(told).sort_values(order)["value"] for done in (alone, together))
     np.testing.assert_allclose(left, right, rtol=0, atol=max(1e-8, 10 * TOLERANCE.get(name, 0)))

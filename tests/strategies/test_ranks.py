@@ -23,6 +23,8 @@ from fedfm.strategies.lora import from_rank, pairs_of, to_rank
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from federation_helpers import TEXTS, Recorder, outcome, tiny, train_federation
 
+pytestmark = pytest.mark.usefixtures("small_data")
+
 MIXING = ("flexlora", "flora", "hetlora")
 SITES = [{"name": "big"}, {"name": "mid", "lora-rank": 3}, {"name": "small", "lora-rank": 1}]
 FEDERATION = {**TEXTS, "site": SITES}
