@@ -2,7 +2,9 @@
 
 Synthetic(a, b) of Shamir, Srebro, Zhang (2014) as Li et al. (2020) use it, drawn here, not downloaded: site k has
 W_k ~ N(u_k, 1), b_k ~ N(u_k, 1), u_k ~ N(0, a); x ~ N(v_k, Sigma), v_k ~ N(B_k, 1), B_k ~ N(0, b), Sigma diagonal with
-j^-1.2; y = argmax(W_k x + b_k); sizes log-normal(4, 2) + 50, cut at `largest`. A tenth of each site is for testing.
+j^-1.2; y = argmax(W_k x + b_k); sizes log-normal(4, 2) + 50, cut at `largest`. A tenth of each site is for testing, or
+`tests` examples beside the others: what is asked is how far accuracies of sites differ, and of five examples each they
+differ by chance alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Site:
     test_y: np.ndarray
 
 
-def draw_sites(seed: int, sites: int, a: float = 1.0, b: float = 1.0, largest: int = 1000) -> list[Site]:
+def draw_sites(
+    seed: int, sites: int, a: float = 1.0, b: float = 1.0, largest: int = 1000, tests: int = 0
+) -> list[Site]:
     """Synthetic(a, b) sites."""
     draw = np.random.default_rng([seed, *b"synthetic"])
     scale = np.sqrt(np.arange(1, FEATURES + 1) ** -1.2)
@@ -37,9 +41,9 @@ def draw_sites(seed: int, sites: int, a: float = 1.0, b: float = 1.0, largest: i
         size = min(int(draw.lognormal(4, 2)) + 50, largest)
         u, shift = draw.normal(0, np.sqrt(a)), draw.normal(0, np.sqrt(b))
         weight, bias = draw.normal(u, 1, (FEATURES, CLASSES)), draw.normal(u, 1, CLASSES)
-        x = draw.normal(shift, 1, FEATURES) + scale * draw.standard_normal((size, FEATURES))
+        x = draw.normal(shift, 1, FEATURES) + scale * draw.standard_normal((size + tests, FEATURES))
         y = (x @ weight + bias).argmax(axis=1)
-        cut = max(size // 10, 1)
+        cut = tests or max(size // 10, 1)
         found.append(Site(f"site-{k:03d}", x[cut:], y[cut:], x[:cut], y[:cut]))
     return found
 
