@@ -89,13 +89,11 @@ def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
 
 
 def _read(source: Source) -> dict[str, Any]:
+    """The configuration as plain tables; what is wrong with a file is told with its lines."""
     if isinstance(source, Mapping):
         return dict(source)
-    try:
-        return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        load_config(source)  # which says what is wrong with it
-        raise
+    load_config(source)
+    return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
 
 
 def _fitting(data: dict[str, Any], values: Mapping[str, str], names: Sequence[str]) -> tuple[dict, dict[str, str]]:
@@ -176,7 +174,9 @@ def _ray(jobs: int, address: str) -> Iterator[Any]:
 
 
 def usual_jobs(cells: Sequence[Cell]) -> int:
-    """As many at once as the cores that this process may use can feed."""
+    """As many at once as the cores that this process may use can feed; one where an engine has its own processes."""
+    if any(cell.config.engine.name != "local" for cell in cells):
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max((cell.config.engine.threads for cell in cells), default=1)
     return max(1, min(len(cells), cores // threads))

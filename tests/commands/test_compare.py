@@ -200,5 +200,20 @@ def test_wrong_grids_are_refused_before_anything_runs(words, sentence, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_as_many_jobs_as_there_is_room_for(tmp_path):
+    _, cells = cells_module.plan(tiny_source(tmp_path), {"seed": ["0", "1", "2"]})
+    assert 1 <= cells_module.usual_jobs(cells) <= 3
+    assert cells_module.usual_jobs(cells[:1]) == 1
+    _, cells = cells_module.plan(tiny_source(tmp_path), {"seed": ["0", "1"], "engine.name": ["ray"]})
+    assert cells_module.usual_jobs(cells) == 1  # its workers are processes already
+
+
+def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("rounds = 1\nruonds = 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2"):
+        cells_module.plan(file, {"seed": ["0"]})
+
+
 def test_from_python_it_is_public():
     assert fedfm.compare is compare
