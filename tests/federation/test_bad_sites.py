@@ -214,7 +214,7 @@ def test_a_site_that_cannot_be_scored_is_a_warning(tmp_path):
         assert any(part in message for message in said), part
     scores = done.folder.metrics.query("round == 1 and split == 'test' and scope == 'domain'")
     assert set(scores["domain"]) == {"medical", "finance", "ner"}
-    assert set(scores["num_examples"]) == {80}  # of one site of each
+    assert set(scores["num_examples"]) == {20}  # of one site of each
 
 
 def test_a_site_does_not_keep_a_private_part_that_is_not_finite(tmp_path):

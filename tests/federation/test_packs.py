@@ -51,9 +51,9 @@ def test_any_number_of_sites_at_once_gives_the_same_weights(tmp_path, tuning, ro
     columns = ["bytes_down", "bytes_up", "sites_asked", "sites_used", "sites_dropped"]
     assert packed.folder.rounds[columns].equals(alone.folder.rounds[columns])
     left, right = (
-        run.folder.metrics.query(
-            "metric != 'cosine_to_mean'"
-        ).sort_values(["round", "scope", "name", "split", "metric"])  # of single updates, which a pack does not send
+        run.folder.metrics.query("metric != 'cosine_to_mean'").sort_values(
+            ["round", "scope", "name", "split", "metric"]
+        )  # of single updates, which a pack does not send
         for run in (alone, packed)
     )
     np.testing.assert_allclose(left["value"], right["value"], atol=1e-9)
