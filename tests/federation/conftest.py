@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _small(small_data):
-    yield
+    """Nothing beside it."""
