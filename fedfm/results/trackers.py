@@ -2,7 +2,8 @@
 
 A tracker is told the rows of `metrics.csv` and `rounds.csv` that it has not been told yet, after each round and at the
 end; `tracking/state.json` says how far it is, so that a resumed run goes on where it stopped. No tracker is imported
-unless a run asks for it, and none reaches out of this machine.
+unless a run asks for it, and none reaches out of this machine: what they would tell their makers is switched off by
+`quiet_libraries` before they are imported.
 """
 
 from __future__ import annotations
@@ -84,10 +85,17 @@ class MLflow:
 
 
 class WandB:
-    """An offline run in `<run>/tracking/wandb`; `wandb sync` sends it where its user wants it."""
+    """An offline run in `<run>/tracking/wandb`; `wandb sync` sends it where its user wants it.
+
+    Of a run that went on after a stop there are several, of one id, and what is sent later takes the place of what was
+    there (https://github.com/wandb/wandb/issues/3841): each is therefore told everything from round 0 on.
+    """
 
     def __init__(self, folder: RunFolder, config: RunConfig, state: dict[str, Any]):
         import wandb
+
+        for told in ("round", "tested"):
+            state.pop(told, None)
 
         place = folder.path / "tracking"
         place.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,10 @@ class WandB:
         )  # fmt: skip
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self.run.log(dict(scalars), step=step)
+        if step < self.state.get("round", -1):  # the test of an earlier, better round: no step may be before another
+            self.run.summary.update(dict(scalars))
+        else:
+            self.run.log(dict(scalars), step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -150,9 +161,10 @@ def _tell(tracker: Tracker, folder: RunFolder, with_test: bool) -> None:
     for step in sorted(number for number in table if number > last):
         tracker.log(step, {name: v for name, v in table[step].items() if not name.startswith("test/")})
         tracker.state["round"] = step
-    if with_test and table and not tracker.state.get("tested"):
-        final = max(table)
-        tracker.log(final, {name: v for name, v in table[final].items() if name.startswith("test/")})
+    if with_test and not tracker.state.get("tested"):
+        for step, values in table.items():  # one round has them: the last, or with early stopping the best
+            if tests := {name: v for name, v in values.items() if name.startswith("test/")}:
+                tracker.log(step, tests)
         tracker.state["tested"] = True
 
 
