@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedfm.config.grid import Grid, grid_of, parse_grid
-from fedfm.engines.cells import Cell, Ended, Source, check_jobs, plan, play_all, usual_jobs
+from fedfm.engines.cells import Cell, Source, check_jobs, plan, play_missing
 from fedfm.engines.running import quiet_libraries
 from fedfm.errors import RunError
 from fedfm.results.comparison import (
@@ -24,10 +22,14 @@ from fedfm.results.comparison import (
     unequal_budgets,
 )
 from fedfm.results.comparison_figures import draw_comparison
+from fedfm.results.comparison_report import write_comparison_report
 from fedfm.results.files import json_lines, replace_text
-from fedfm.results.lines import in_time
 from fedfm.results.tables import main_table, write_table
 
+CAPTIONS = {
+    "pairs": "Differences between settings, paired by seed; 95 % intervals.",
+    "transfer": "Differences to the bounds, by domain; all: Delta_m.",
+}
 Say = Callable[[str], None]
 CAPTION = (
     "Test scores (primary metric), mean ± standard deviation over seeds; bold: highest. model: global, one for all "
@@ -94,42 +96,23 @@ def compare_grid(source: Source, grid: Grid, jobs: int, address: str, say: Say) 
     """Plan, play, write."""
     quiet_libraries()
     root, cells = plan(source, grid)
-    jobs = jobs or usual_jobs(cells)
-    check_jobs(cells, jobs)
+    check_jobs(cells, jobs or 1)
     root.mkdir(parents=True, exist_ok=True)
     about = {"grid": grid, "cells": {cell.name: dict(cell.values) for cell in cells}}
     replace_text(root / "comparison.json", json_lines(about))
-    left = [cell for cell in cells if not cell.done]
-    settings = len({cell.label for cell in cells})
-    say(f"{len(cells)} runs ({settings} settings), {len(cells) - len(left)} already done, {jobs} at once")
-    failed = _play(left, jobs, address, say)
+    failed = play_missing(cells, jobs, address, say)
     runs = _runs_of(cells)
     if not runs:
         raise RunError(f"no run of the comparison has ended: {next(iter(failed.values()), '')}", where=str(root))
-    unequal = write(root, runs, failed)
-    for line in _outcome(root):
+    tables = tables_of(runs)
+    unequal = unequal_budgets(tables["cells"])
+    write(root, runs, tables, failed, unequal)
+    for line in _outcome(tables):
         say(line)
     if unequal:
         what = f"unequal budgets of optimiser steps: {'; '.join(unequal[:3])}"
         raise RunError(what, where=str(root), mend="compare strategies with as many steps; the tables are written")
     return Comparison(root, failed)
-
-
-def _play(cells: Sequence[Cell], jobs: int, address: str, say: Say) -> dict[str, str]:
-    """Run what is left; returns cell -> why it failed."""
-    began, failed = time.monotonic(), {}
-    for number, ended in enumerate(play_all(cells, jobs, address) if cells else (), 1):
-        took = time.monotonic() - began
-        left = in_time(took / number * (len(cells) - number)) if number < len(cells) else ""
-        say(_line(ended, number, len(cells), left))
-        if ended.status == "failed":
-            failed[ended.name] = ended.reason
-    return failed
-
-
-def _line(ended: Ended, number: int, count: int, left: str) -> str:
-    reason = f": {ended.reason.splitlines()[0]}" if ended.reason else ""
-    return f"{number:>3}/{count} {ended.name}  {ended.status}{reason}" + (f"   {left} left" if left else "")
 
 
 def _runs_of(cells: Sequence[Cell]) -> list[CellRun]:
@@ -144,42 +127,44 @@ def _runs_of(cells: Sequence[Cell]) -> list[CellRun]:
     return found
 
 
-def write(root: Path, runs: list[CellRun], failed: Mapping[str, str]) -> list[str]:
-    """Tables, figures and report of the runs; returns in which they had unequal budgets."""
-    from fedfm.results.comparison_report import write_comparison_report
-
+def tables_of(runs: list[CellRun]) -> dict[str, pd.DataFrame]:
+    """The tables of a comparison, by the name of their file."""
     cells = cells_table(runs)
-    summary, pairs, transfer = summary_table(cells), pairs_table(cells), transfer_table(cells)
-    named = {"cells": cells, "summary": summary, "pairs": pairs, "transfer": transfer, "reach": reach_table(runs)}
-    for name, table in named.items():
+    return {
+        "cells": cells, "summary": summary_table(cells), "pairs": pairs_table(cells),
+        "transfer": transfer_table(cells), "reach": reach_table(runs),
+    }  # fmt: skip
+
+
+def write(
+    root: Path, runs: list[CellRun], tables: Mapping[str, pd.DataFrame], failed: Mapping[str, str], unequal: list[str]
+) -> None:
+    """Tables, figures and report into the folder of the comparison."""
+    for name, table in tables.items():
         replace_text(root / f"{name}.csv", table.to_csv(index=False, lineterminator="\n") if len(table.columns) else "")
-    table, strong = main_table(summary)
+    table, strong = main_table(tables["summary"])
     write_table(root / "tables" / "main", table, CAPTION, strong)
-    if len(pairs):
-        write_table(root / "tables" / "pairs", pairs, "Differences between settings, paired by seed; 95 % intervals.")
-    if len(transfer):
-        write_table(root / "tables" / "transfer", transfer, "Differences to the bounds, by domain; all: Delta_m.")
-    draw_comparison(root / "figures", runs, cells, summary, transfer)
-    unequal = unequal_budgets(cells)
-    write_comparison_report(root, runs, named, failed, unequal)
-    return unequal
+    for name, caption in CAPTIONS.items():
+        if len(tables[name]):
+            write_table(root / "tables" / name, tables[name], caption)
+    draw_comparison(root / "figures", runs, tables["cells"], tables["summary"], tables["transfer"])
+    write_comparison_report(root, runs, tables, failed, unequal)
 
 
-def _outcome(root: Path) -> list[str]:
+def _outcome(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """The main table for a terminal, and what can be said of it."""
-    done = Comparison(root, {})
-    table, _ = main_table(done.summary)
+    table, _ = main_table(tables["summary"])
     widths = [max(len(str(v)) for v in [name, *table[name]]) for name in table.columns]
     lines = ["", "  ".join(str(name).ljust(w) for name, w in zip(table.columns, widths, strict=True))]
     lines += [
         "  ".join(str(v).ljust(w) for v, w in zip(row, widths, strict=True)) for row in table.itertuples(index=False)
     ]
     lines.append("")
-    steps = done.cells[done.cells["steps"].notna()].drop_duplicates("domain")
+    steps = tables["cells"].dropna(subset="steps").drop_duplicates("domain")
     lines.append("optimiser steps of a run: " + ", ".join(f"{r.domain} {r.steps:.0f}" for r in steps.itertuples()))
-    pairs = done.pairs
+    pairs = tables["pairs"]
     for row in pairs[pairs["domain"] == "mean"].itertuples() if len(pairs) else ():
-        if isinstance(row.better, str) and row.better and not math.isnan(row.low):
+        if row.better:
             lines.append(
                 f"{row.left} - {row.right}, mean of domains: {row.difference:+.3f}, 95 % interval "
                 f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} paired seeds"

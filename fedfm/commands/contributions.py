@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from fedfm.engines.cells import Cell, Source, check_jobs, play_all, usual_jobs
+from fedfm.engines.cells import Cell, Source, cell_at, folder_name, play_missing
 from fedfm.engines.running import anchored, load_config, quiet_libraries
 from fedfm.errors import RunError, UserError
 from fedfm.results.contributions import (
@@ -45,10 +44,10 @@ def contributions(
         raise UserError(
             f'unknown metric "{metric}"', where="--metric", mend=f"mean, worst, {', '.join(config.domains)}"
         )
-    digest = hashlib.sha256(config.sha256().encode()).hexdigest()[:8]
-    root = Path(config.runs.folder).resolve() / f"contributions-{digest}"
+    root = Path(config.runs.folder).resolve() / f"contributions-{config.sha256()[:8]}"
     cells = {group: _cell(source, overrides, group, sites, root) for group in coalitions(sites, shapley)}
-    _play(list(cells.values()), jobs, say)
+    for name, reason in play_missing(list(cells.values()), jobs, "", say).items():
+        raise RunError(f"{name}: {reason}", mend="the same command runs what is missing")
     runs = {group: cell.done for group, cell in cells.items()}
     values = {group: _value(run, metric) for group, run in runs.items()}
     values[frozenset()] = _value(runs[frozenset(sites)], metric, at_the_start=True)
@@ -62,32 +61,16 @@ def contributions(
 
 def _cell(source: Source, overrides: Sequence[str], group: Coalition, sites: dict[str, str], root: Path) -> Cell:
     without = sorted(sites.keys() - group)
-    name = f"without {' '.join(without)}" if without else "all"
     config = anchored(load_config(source, *overrides, f"sampling.without={json.dumps(without)}"))
-    safe = name.replace(" ", "_") if len(name) < 100 else hashlib.sha256(name.encode()).hexdigest()[:16]
-    home = root / "runs" / safe
-    placed = config.model_copy(update={"runs": config.runs.model_copy(update={"folder": str(home)})})
-    return Cell(name, name, {}, placed, home)
-
-
-def _play(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
-    jobs = jobs or usual_jobs(cells)
-    check_jobs(cells, jobs)
-    left = [cell for cell in cells if not cell.done]
-    say(f"{len(cells)} runs, {len(cells) - len(left)} already done, {jobs} at once")
-    failed = []
-    for number, ended in enumerate(play_all(left, jobs) if left else (), 1):
-        say(f"{number:>3}/{len(left)} {ended.name}  {ended.status}")
-        failed += [ended] if ended.status == "failed" else []
-    if failed:
-        raise RunError(f"{failed[0].name}: {failed[0].reason}", mend="the same command runs what is missing")
+    name = folder_name(f"without {' '.join(without)}" if without else "all", others=(), key=config.sha256())
+    return cell_at(root / "runs" / name, name, config)
 
 
 def _value(run: RunFolder, metric: str, at_the_start: bool = False) -> float:
-    """The validation score of the models that sites use, after the last round or before the first."""
+    """The validation score of the models that sites use, of the final weights or before the first round."""
     info, rows = run.info, run.metrics
     model = "personal" if info.get("final_personal") else "global"
-    wanted = rows["round"].min() if at_the_start else rows["round"].max()
+    wanted = rows["round"].min() if at_the_start else info["final_round"]
     rows = rows[(rows["split"] == "validation") & (rows["model"] == model) & (rows["round"] == wanted)]
     if metric in ("mean", "worst"):
         own = rows[(rows["scope"] == "federation") & (rows["metric"] == metric)]

@@ -199,6 +199,7 @@ class RunConfig(Section):
                 *self._unfit_domain_names(),
                 *self._doubled_sites(),
                 *self._unknown_metric(),
+                *self._unknown_left_out(),
                 *self._too_many_asked(),
                 *self._unfit_ranks(),
                 *self.simulation.unknown_sites(self.sites()),
@@ -207,12 +208,15 @@ class RunConfig(Section):
         return self
 
     def _too_many_asked(self) -> list[Finding]:
-        names = self.sites()
-        if unknown := [site for site in self.sampling.without if site not in names]:
-            return [(("sampling", "without"), f'no site "{unknown[0]}".{did_you_mean(unknown[0], names)}')]
-        most, asked = len(names) - len(set(self.sampling.without)), self.sampling.minimum_sites
+        train = self.sites().keys() - set(self.sampling.without)
+        most, asked = len(train), self.sampling.minimum_sites
         what = f"a round needs {asked} usable updates, but only {most} sites train"
         return [(("sampling", "minimum-sites"), what)] if asked > most else []
+
+    def _unknown_left_out(self) -> list[Finding]:
+        names = self.sites()
+        unknown = [site for site in self.sampling.without if site not in names]
+        return [(("sampling", "without"), f'no site "{site}".{did_you_mean(site, names)}') for site in unknown]
 
     def _unfit_ranks(self) -> list[Finding]:
         given = {("domains", d, "lora-rank"): s.lora_rank for d, s in self.domains.items()}

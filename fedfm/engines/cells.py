@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import re
+import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedfm.config.grid import Grid, cells_of, label_of
 from fedfm.config.models import RunsConfig
 from fedfm.engines.running import anchored, load_config, resume, run
 from fedfm.errors import ConfigError, EngineError, FedfmError, UserError
+from fedfm.results.lines import in_time
 from fedfm.results.run_folder import RunFolder
 from fedfm.strategies import STRATEGIES
 
@@ -78,14 +80,24 @@ def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
         raise ConfigError(list(problems))
     digest = hashlib.sha256("".join(sorted(configs)).encode()).hexdigest()[:8]
     root = Path(next(iter(configs.values()))[1].runs.folder).resolve() / f"compare-{stem}-{digest}"
-    cells = []
-    for values, config in configs.values():
+    cells: dict[str, Cell] = {}
+    for key, (values, config) in configs.items():
         label = label_of(values, grid)
-        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{label} seed={config.seed}").strip("-")
-        home = root / "runs" / name
-        placed = config.model_copy(update={"runs": config.runs.model_copy(update={"folder": str(home)})})
-        cells.append(Cell(name, label, values, placed, home))
-    return root, cells
+        name = folder_name(f"{label} seed={config.seed}", others=cells, key=key)
+        cells[name] = cell_at(root / "runs" / name, name, config, label, values)
+    return root, list(cells.values())
+
+
+def cell_at(home: Path, name: str, config: RunConfig, label: str = "", values: Mapping[str, str] | None = None) -> Cell:
+    """A cell whose runs lie in `home`."""
+    placed = config.model_copy(update={"runs": config.runs.model_copy(update={"folder": str(home)})})
+    return Cell(name, label or name, values or {}, placed, home)
+
+
+def folder_name(words: str, others: Collection[str], key: str) -> str:
+    """Words as the name of a folder; where they are long, or come to one that is taken, with a part of `key`."""
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", words).strip("-")
+    return f"{name[:100]}-{key[:8]}" if len(name) > 100 or name in others else name
 
 
 def _read(source: Source) -> dict[str, Any]:
@@ -104,7 +116,8 @@ def _fitting(data: dict[str, Any], values: Mapping[str, str], names: Sequence[st
     mine = _keys(name)
     others = set().union(*(_keys(other) for other in names if other in STRATEGIES), _keys_of_file(data)) - mine
     section = {key: value for key, value in data.get("strategy", {}).items() if key not in others}
-    fitting = {key: v for key, v in values.items() if key.removeprefix("strategy.") not in others or "." not in key}
+    foreign = {f"strategy.{key}" for key in others}
+    fitting = {key: value for key, value in values.items() if key not in foreign}
     return {**data, "strategy": section}, fitting
 
 
@@ -132,6 +145,31 @@ def play(cell: Cell) -> Ended:
         return Ended(cell.name, "failed", f"{type(error).__name__}: {error}")
 
 
+def play_missing(cells: Sequence[Cell], jobs: int, address: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Play every cell that is not done, a line for each; returns cell -> why it failed. Raises UserError.
+
+    jobs: at once; 0 takes as many as the cores feed.
+    """
+    jobs = jobs or usual_jobs(cells)
+    check_jobs(cells, jobs)
+    left = [cell for cell in cells if not cell.done]
+    settings = len({cell.label for cell in cells})
+    grouped = f" ({settings} settings)" if settings < len(cells) else ""
+    say(f"{len(cells)} runs{grouped}, {len(cells) - len(left)} already done, {jobs} at once")
+    began, failed = time.monotonic(), {}
+    for number, ended in enumerate(play_all(left, jobs, address) if left else (), 1):
+        say(_line(ended, number, len(left), time.monotonic() - began))
+        if ended.status == "failed":
+            failed[ended.name] = ended.reason
+    return failed
+
+
+def _line(ended: Ended, number: int, count: int, seconds: float) -> str:
+    reason = f": {ended.reason.splitlines()[0]}" if ended.reason else ""
+    left = f"   {in_time(seconds / number * (count - number))} left" if number < count else ""
+    return f"{number:>3}/{count} {ended.name}  {ended.status}{reason}{left}"
+
+
 def play_all(cells: Sequence[Cell], jobs: int, address: str = "") -> Iterator[Ended]:
     """Every cell, in the order in which they end; `jobs` at once, each in a process of Ray, or one here."""
     if jobs == 1 and not address:
@@ -139,7 +177,7 @@ def play_all(cells: Sequence[Cell], jobs: int, address: str = "") -> Iterator[En
         return
     with _ray(jobs, address) as ray:
         threads = max((cell.config.engine.threads for cell in cells), default=1)
-        task = ray.remote(num_cpus=threads, max_retries=0)(_play_in_worker)
+        task = ray.remote(num_cpus=threads, max_retries=0)(play)
         waiting = {task.remote(cell): cell for cell in cells}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
@@ -148,10 +186,6 @@ def play_all(cells: Sequence[Cell], jobs: int, address: str = "") -> Iterator[En
                 yield ray.get(ready)
             except Exception as error:  # its process died; the others go on
                 yield Ended(cell.name, "failed", f"its process ended: {type(error).__name__}")
-
-
-def _play_in_worker(cell: Cell) -> Ended:
-    return play(cell)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedfm.arrays import Arrays, norm
+from fedfm.arrays import Arrays, norm, num_bytes
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
@@ -20,7 +20,7 @@ from fedfm.strategies import Update
 from fedfm.strategies.base import two_level_mean
 from fedfm.strategies.lora import from_rank
 
-DRIFT_SITES = 100  # of a round with more, the updates are not held until all are there
+HELD_BYTES = 2**28  # of a round whose updates are more than this, they are not held until all are there
 
 
 @dataclass
@@ -61,16 +61,24 @@ class Intake:
         updates = self._arriving(asked, faults)
         if self.config.simulation.attack == "alie":
             updates = collude(updates, self.config)
-        return self._watched(updates) if len(asked) <= DRIFT_SITES else updates
+        return self._watched(updates)
 
     def _watched(self, updates: Iterator[Update]) -> Iterator[Update]:
-        """The same updates; once the last has gone by, how far each points where their mean does."""
-        seen = []
+        """The same updates; once the last has gone by, how far each points where their mean does.
+
+        Nothing is said where they are too large to be held, or of packs: their means have no single sites to compare.
+        """
+        seen, held, is_held = [], 0, True
         for update in updates:
-            seen.append(update)
+            held += num_bytes(update.delta)
+            is_held = is_held and held <= HELD_BYTES and "+" not in update.site
+            if is_held:
+                seen.append(update)
+            else:
+                seen.clear()
             yield update
-        if any("+" in update.site for update in seen):
-            return  # a pack's mean has no single sites to compare
+        if not seen:
+            return
         weights = {domain: settings.weight for domain, settings in self.config.domains.items()}
         rows = [
             (u.site, u.domain, "train", {"cosine_to_mean": cosine}, u.num_examples)
@@ -81,11 +89,8 @@ class Intake:
     def _arriving(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         count = self.count
         count.asked = len(asked)
-        count.bytes_down = (
-            0
-            if self.sites.strategy.pools
-            else sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
-        )
+        if not self.sites.strategy.pools:  # whose data have moved, not the weights
+            count.bytes_down = sum(self.packed.of(self.sites.domain_of(site), site).count_bytes() for site in asked)
         for site, reason in faults.gone.items():
             self._leave_out({site: reason})
         there = [site for site in asked if site not in faults.gone]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from fedfm.config.models import DomainConfig
 from fedfm.results.page import differences, folded, paragraph, table
 from fedfm.results.run_folder import RunFolder
 
-ENVIRONMENT = ("versions", "hardware", "git", "python", "platform")
 LICENCE_LENGTH = 400
 
 
@@ -23,7 +23,7 @@ def configuration(folder: RunFolder) -> str:
         for name, settings in config.domains.items()
     }
     rows = differences(config.to_dict(), default)
-    return table(rows) + folded("all keys", f"<pre>{_safe(config.to_toml())}</pre>")
+    return table(rows) + folded("all keys", f"<pre>{escape(config.to_toml())}</pre>")
 
 
 def data(folder: RunFolder) -> str:
@@ -39,7 +39,7 @@ def data(folder: RunFolder) -> str:
         text = "" if about["source"] == "generated" else _licence(root / about["source"])
         if text:
             licences[about["source"]] = text
-    notes = "".join(folded(f"licence of {source}", f"<pre>{_safe(text)}</pre>") for source, text in licences.items())
+    notes = "".join(folded(f"licence of {source}", f"<pre>{escape(text)}</pre>") for source, text in licences.items())
     generated = info.get("generated") or []
     said = f"Generated data, which say nothing about real data: {', '.join(generated)}." if generated else ""
     return (paragraph(said, "note") if said else "") + table(rows) + notes
@@ -63,7 +63,3 @@ def _licence(source: Path) -> str:
     folder = source if source.is_dir() else source.parent
     found = sorted(folder.glob("LICEN[CS]E*")) if folder.is_dir() else []
     return found[0].read_text(encoding="utf-8", errors="replace")[:LICENCE_LENGTH] if found else ""
-
-
-def _safe(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -45,8 +45,8 @@ def explain_text(model: TrainedModel, text: str | Sequence[str], steps: int = ST
     words = tuple(text.split()) if isinstance(text, str) else tuple(text)
     tokenizer = load_body(model.config).tokenizer
     features, places = _of_words(model, words, tokenizer)
-    network, site_model = _float(model), model.model
-    inputs = collate([(features, np.array([0]))], network.device, site_model.dtype).inputs
+    site_model = model.model
+    inputs = collate([(features, np.array([0]))], site_model.head.weight.device, site_model.dtype).inputs
     ids = inputs["input_ids"]
     special = torch.tensor(tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)).bool()
     baseline = torch.where(special.to(ids.device), ids, torch.full_like(ids, tokenizer.pad_token_id or 0))
@@ -66,8 +66,7 @@ def explain_text(model: TrainedModel, text: str | Sequence[str], steps: int = ST
         for place, word in enumerate(places):
             if word is not None:
                 values[word] += float(by_token[place])
-        rest = float(by_token.sum()) - float(values.sum())  # special tokens are the same in both: nothing is lost
-        found.append(_attribution(words, values, model.card.labels[target], difference, rest))
+        found.append(_attribution(words, values, model.card.labels[target], difference))
     return found
 
 
@@ -75,7 +74,7 @@ def explain_image(model: TrainedModel, image: np.ndarray, steps: int = STEPS) ->
     """Of an image, uint8 [H, W, C], the predicted class, by pixel and channel."""
     captum, site_model = _captum(), model.model
     features = featurize(Examples("image-classification", image[None], np.zeros(1, np.int64)), None, 0)
-    pixels = collate([(features, np.array([0]))], _float(model).device, site_model.dtype).inputs["images"]
+    pixels = collate([(features, np.array([0]))], site_model.head.weight.device, site_model.dtype).inputs["images"]
 
     def logits(batch: Tensor) -> Tensor:
         site_model.active.rows = 1
@@ -86,11 +85,11 @@ def explain_image(model: TrainedModel, image: np.ndarray, steps: int = STEPS) ->
         difference = float(logits(pixels)[0, target] - logits(torch.zeros_like(pixels))[0, target])
     method = captum.IntegratedGradients(logits)
     values = method.attribute(pixels, torch.zeros_like(pixels), target=target, n_steps=steps, internal_batch_size=32)
-    return _attribution((), values[0].detach().cpu().numpy(), model.card.labels[target], difference, 0.0)
+    return _attribution((), values[0].detach().cpu().numpy(), model.card.labels[target], difference)
 
 
-def _attribution(names, values: np.ndarray, target: str, difference: float, rest: float) -> Attribution:
-    missed = abs(float(values.sum()) + rest - difference)
+def _attribution(names: Sequence[str], values: np.ndarray, target: str, difference: float) -> Attribution:
+    missed = abs(float(values.sum()) - difference)  # special tokens are the same in x and x': theirs is nothing
     return Attribution(tuple(names), values, target, difference, missed / max(abs(difference), 1e-12))
 
 
@@ -101,11 +100,6 @@ def _captum():
         mend = 'pip install "fedfm[explain]"'
         raise UserError("the package captum is not installed", where="fedfm explain", mend=mend) from None
     return captum.attr
-
-
-def _float(model: TrainedModel) -> Tensor:
-    """A tensor that says where the model is."""
-    return model.model.head.weight
 
 
 def _embedding(model: nn.Module) -> nn.Embedding:

@@ -217,3 +217,12 @@ def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path):
 
 def test_from_python_it_is_public():
     assert fedfm.compare is compare
+
+
+def test_settings_whose_names_come_to_one_folder_are_told_apart(tmp_path):
+    source = tiny_source(tmp_path)
+    values = ['["query"]', '["query" ]', '["value"]']
+    _, cells = cells_module.plan(source, {"body.lora-targets": values})
+    assert len({cell.home for cell in cells}) == len(cells) == 2  # the first two are one configuration
+    taken = cells_module.folder_name("a b", others={"a-b"}, key="0123456789")
+    assert (taken, cells_module.folder_name("a b", others=(), key="0")) == ("a-b-01234567", "a-b")

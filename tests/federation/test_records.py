@@ -73,3 +73,12 @@ def test_the_outcomes_of_the_test_make_its_scores_again(tmp_path):
         correct, every = items["tokens"].sum(axis=0)
         assert correct / every == pytest.approx(final["ner"]["token_accuracy"])
     assert load_items(done.folder.path, "global", "nothing") == {}
+
+
+def test_a_round_of_large_updates_is_not_held(tmp_path, monkeypatch):
+    from fedfm.federation import intake
+
+    config = tiny(tmp_path, finance={**TEXTS, "sites": 2})
+    assert "cosine_to_mean" in set(train_federation(config).folder.metrics["metric"])
+    monkeypatch.setattr(intake, "HELD_BYTES", 1000)
+    assert "cosine_to_mean" not in set(train_federation(config).folder.metrics["metric"])

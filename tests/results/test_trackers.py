@@ -80,7 +80,7 @@ def test_mlflow_keeps_a_local_store(tmp_path):
 
 
 def test_the_test_of_the_best_round_is_told_after_early_stopping(tmp_path):
-    """What a tracker is told, whichever it is: here one that only listens. Nothing is learned, so that patience ends."""
+    """What a tracker is told, whichever it is: here one that listens. Nothing is learned, so that patience ends."""
     told: dict[int, dict[str, float]] = {}
 
     class Listening:
