@@ -21,10 +21,12 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """A card for each site of this node, or all that is wrong with their data."""
-    cards, refused = [], []
+    cards, refused, sites = [], [], ()
     try:
         config = site_data.parse_config(messages.read_query(message))
-        for name, domain in site_data.sites_of_node(config, context):
+        held = site_data.sites_of_node(config, context)
+        sites = tuple(name for name, _ in held)
+        for name, domain in held:
             try:
                 cards.append(site_data.site_card(config, domain, name))
             except DataError as error:
@@ -32,7 +34,7 @@ def query(message: Message, context: Context) -> Message:
         if refused:
             raise DataError(list(dict.fromkeys(refused)))
     except FedfmError as error:
-        return messages.write_problem(error, message)
+        return messages.write_problem(error, message, sites)
     return messages.write_cards(cards, message)
 
 
@@ -52,7 +54,8 @@ def _work(job: Callable[[Order, Arrays], Answer], message: Message) -> Message:
     started = time.perf_counter()
     try:
         order, received = messages.read_order(message)
-        answer = job(order, received)
+        beside = site.score_beside(order, received)
+        answer = replace(job(order, received), beside=beside)
     except FedfmError as error:
         return messages.write_problem(error, message)
     share = (time.perf_counter() - started) / len(order.sites)  # the sites of a pack work at the same time
