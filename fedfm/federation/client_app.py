@@ -12,10 +12,11 @@ from flwr.clientapp import ClientApp
 from fedfm.arrays import Arrays
 from fedfm.errors import DataError, FedfmError
 from fedfm.federation import messages, site, site_data
+from fedfm.federation.auditing import audited
 from fedfm.federation.messages import Answer, Order
 from fedfm.federation.pooling import train_pooled
 
-app = ClientApp()
+app = ClientApp(mods=[audited])  # a real site records what comes and goes
 
 
 @app.query()
