@@ -9,8 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from fedfm.config.engine import EngineConfig
 from fedfm.config.sampling import SamplingConfig, ScreeningConfig
