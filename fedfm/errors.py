@@ -4,7 +4,8 @@
     ├── UserError                 exit code 2: the input is wrong, nothing was lost
     │   ├── ConfigError           a key, a value, a combination in the run's configuration
     │   ├── DataError             a file, a label, a tag, an image that cannot be used
-    │   └── ModelError            a body that is missing, damaged or unfit
+    │   ├── ModelError            a body that is missing, damaged or unfit
+    │   └── PolicyError           an order that a site's own settings do not allow
     └── RunError                  exit code 1: the run started and could not go on
         ├── TooFewSitesError      fewer usable updates than the minimum
         ├── EngineError           the engine below the run failed
@@ -68,6 +69,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     code = "FM301"
+
+
+class PolicyError(UserError):
+    code = "FM401"
 
 
 class RunError(FedfmError):

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedfm.arrays import sha256
-from fedfm.errors import AuditError, ConfigError, FedfmError, RunError
+from fedfm.config.site import load_site_settings
+from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
 from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
 from fedfm.results.audit import Audit
@@ -136,15 +136,10 @@ def record_of(context: Context) -> SiteRecord | None:
     path = context.node_config.get("settings")
     if not path:
         return None
-    place = Path(str(path))
-    try:
-        settings = tomllib.loads(place.read_text(encoding="utf-8"))
-        key = place.parent / settings["coordinator"]["private-key"]
-        return SiteRecord(
-            Audit(place.parent / settings.get("state", "state") / "audit.jsonl"), fingerprint_of_file(key)
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"the site's settings cannot be read: {error}", where=place.name) from None
+    settings = load_site_settings(str(path))
+    return SiteRecord(
+        Audit(Path(settings.state) / "audit.jsonl"), fingerprint_of_file(Path(settings.coordinator.private_key))
+    )
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Order:
     rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
     cards: tuple[DomainCard, ...] = ()  # train only: the domains whose data are pooled; empty: each site for itself
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
+    source: str = ""
 
 
 @dataclass(frozen=True)
