@@ -16,7 +16,17 @@ from fedfm.errors import RunError
 from fedfm.federation.door import Roll
 from fedfm.federation.exchange import exchange, in_order, late
 from fedfm.federation.journal import Journal
-from fedfm.federation.messages import Answer, Order, Scoring, join_more, read_answer, to_record, write_order
+from fedfm.federation.limits import most_of_tally, most_of_update
+from fedfm.federation.messages import (
+    Answer,
+    Order,
+    Scoring,
+    join_more,
+    order_of,
+    read_answer,
+    to_record,
+    write_order,
+)  # fmt: skip
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
@@ -180,6 +190,7 @@ class Sites:
     ) -> Iterator[Answer]:  # fmt: skip
         """Answers in order of the orders; of `idle` packs, which only score, what they hold goes to `aside`."""
         self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, orders)))
+        self.journal.audit.going_out(orders.values())
         for pack, answer in in_order(self._answers(orders, round, phase, aside, idle), list(orders)):
             if pack not in idle:
                 yield answer
@@ -194,7 +205,7 @@ class Sites:
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
-            beside,
+            beside=beside,
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 
@@ -206,14 +217,14 @@ class Sites:
         timeout = self.config.engine.timeout_of("train" if phase == "train" else "evaluate")
         given_up: dict[str, Pack] = {}
         for pack, reply in exchange(self.grid, orders, timeout, self.meanwhile, given_up):
-            answer = _read(pack, reply, timeout)
+            answer = self._read(pack, orders[pack], reply, timeout)
+            self.journal.audit.came_in(orders[pack], reply, answer.problem)
             if pack in idle:
                 answer = replace(answer, beside={aside.scorings[0]: answer, **answer.beside})
             elif not self.strategy.pools:
                 self.journal.sent(round, phase, pack, self.domain_of(pack[0]), answer.arrays, answer.num_bytes)
             if aside:
                 aside.take(pack, answer)
-                self._journal_aside(aside, pack)
             seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
             fields = {"round": round, "phase": phase, "domain": self.domain_of(pack[0])}
             self.journal.tell_many(
@@ -222,11 +233,6 @@ class Sites:
             yield pack, replace(answer, sites=pack)
         self._given_up |= {message: (round, phase, pack) for message, pack in given_up.items()}
 
-    def _journal_aside(self, aside: Aside, pack: Pack) -> None:
-        for split, model in aside.scorings:
-            told = aside.answers[split, model][-1]
-            self.journal.sent(aside.round, split, pack, self.domain_of(pack[0]), told.arrays, told.num_bytes)
-
     def _tell_late(self) -> None:
         """Answers to what was given up are thrown away, and told."""
         for round, phase, pack in late(self.grid, self._given_up):
@@ -234,16 +240,26 @@ class Sites:
             message = f"round {round}: the answer of site {names} ({phase}) has come too late, and is not used"
             self.journal.tell("late-reply", round=round, phase=phase, site=names, message=message)
 
+    def _read(self, pack: Pack, order: Message, reply: Message | None, timeout: float) -> Answer:
+        """The answer of a pack to its order, or why there is none."""
+        if reply is None:
+            return Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
+        asked = order_of(order)
+        answer = read_answer(reply, self._most(order, asked), asked.beside)
+        if answer.problem is None and answer.sites != pack:
+            sender = " + ".join(answer.sites)
+            return Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+        return answer
 
-def _read(pack: Pack, reply: Message | None, timeout: float) -> Answer:
-    """The answer of a pack, or why there is none."""
-    if reply is None:
-        return Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
-    answer = read_answer(reply)
-    if answer.problem is None and answer.sites != pack:
-        sender = " + ".join(answer.sites)
-        return Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
-    return answer
+    def _most(self, message: Message, order: Order) -> int:
+        """Bytes that the answer to an order may have."""
+        cards, labels = [self.roll.cards[site] for site in order.sites], len(order.card.labels)
+        splits = [split for split, _ in order.beside] + ([order.split] if order.split else [])
+        most = sum(most_of_tally(cards, labels, split) for split in splits)
+        if not order.split:
+            updates = len(order.sites) if self.each else 1
+            most += most_of_update(message.content["weights"].count_bytes(), len(self.strategy.returns), updates)
+        return most
 
 
 def _of_domain(weights: Arrays, along: Mapping[str, Arrays], names: Sequence[str]) -> Arrays:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from flwr.serverapp import Grid
 
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
-from fedfm.errors import DataError, EngineError, FedfmError, UserError
+from fedfm.errors import DataError, EngineError, FedfmError, RunError, UserError
+from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
 from fedfm.federation.messages import SiteCard, read_cards, sites_of_problem, write_query
 
 RETRY_SECONDS = 30.0  # until a node that could not answer, or whose name another one had, is asked again
@@ -65,10 +66,14 @@ class Change:
 class Door:
     """`before`: site -> what run.json knows of it, of a run that goes on or whose sites may come back."""
 
-    def __init__(self, grid: Grid, config: RunConfig, roll: Roll, timeout: float, before: Mapping[str, Any] = NONE):
-        self.grid, self.config, self.roll, self.timeout, self.before = grid, config, roll, timeout, before
+    def __init__(
+        self, grid: Grid, config: RunConfig, roll: Roll, timeout: float, before: Mapping[str, Any] = NONE,
+        audit: CoordinatorRecord = UNRECORDED,
+    ):  # fmt: skip
+        self.grid, self.config, self.roll, self.timeout = grid, config, roll, timeout
+        self.before, self.audit = before, audit
         self._query = json.dumps(config.to_dict())
-        self._open: dict[str, int] = {}  # message -> the node that it asks
+        self._open: dict[str, Message] = {}  # message id -> query
         self._heard = time.monotonic()
         self._ask_again: dict[int, float] = {}  # a node that was asked -> when it may be asked once more
 
@@ -82,21 +87,25 @@ class Door:
         found, now = Change(), time.monotonic()
         here = set(self.grid.get_node_ids())
         self._forget(here, found)
-        new = [node for node in here if self._ask_again.get(node, 0.0) <= now and node not in self._open.values()]
-        if new:
-            queries = [write_query(self._query, node) for node in sorted(new)]
-            self._open |= zip(self.grid.push_messages(queries), sorted(new), strict=True)
+        if new := sorted(node for node in here if self._ask_again.get(node, 0.0) <= now):
+            queries = [write_query(self._query, node) for node in new]
+            self.audit.going_out(queries)
+            self._open |= zip(self.grid.push_messages(queries), queries, strict=True)
             self._ask_again |= dict.fromkeys(new, float("inf"))
             self._heard = now
         while self._open and (replies := list(self.grid.pull_messages(list(self._open)))):
             self._heard = time.monotonic()
             for reply in replies:
-                node = self._open.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    self._take(reply, node, here, found)
+                query = self._open.pop(reply.metadata.reply_to_message_id, None)
+                if query is not None:
+                    self._take(query, reply, found)
         if time.monotonic() - self._heard > self.timeout:
-            self._open.clear()
+            self._give_up(list(self._open))
         return found
+
+    def _give_up(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.audit.came_in(self._open.pop(message), None, RunError("no answer"))
 
     def _forget(self, here: Collection[int], found: Change) -> None:
         """A node that has gone is asked again when it comes back: its data may be others by then."""
@@ -106,16 +115,19 @@ class Door:
                 found.left.append(site)
         for node in [node for node in self._ask_again if node not in here]:
             del self._ask_again[node]
-        self._open = {message: node for message, node in self._open.items() if node in here}
+        self._give_up([m for m, query in self._open.items() if query.metadata.dst_node_id not in here])
 
-    def _take(self, reply: Message, node: int, here: Collection[int], found: Change) -> None:
+    def _take(self, query: Message, reply: Message, found: Change) -> None:
+        node, problem, cards = query.metadata.dst_node_id, None, []
         try:
-            cards = read_cards(reply)
+            cards = read_cards(reply, len(self.config.sites()))
         except FedfmError as error:
+            problem = error
+        self.audit.came_in(query, reply, problem)
+        if problem is not None:
             if reply.has_error():  # of Flower's, not the site's own
                 self._ask_again[node] = time.monotonic() + RETRY_SECONDS
-            found.refused.append(Refusal(error, node, sites_of_problem(reply)))
-            return
+            found.refused.append(Refusal(problem, node, sites_of_problem(reply)))
         for card in cards:
             if error := self._unfit(card, node):
                 if isinstance(error, EngineError):

@@ -22,16 +22,10 @@ from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Aside, Sites
 from fedfm.federation.asynchrony import advance, begin, next_done
 from fedfm.federation.attendance import Attendance
+from fedfm.federation.auditing import CoordinatorRecord
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.door import Door, Roll
-from fedfm.federation.enrolment import (
-    enrol,
-    first_weights,
-    idle_patterns,
-    load_cards,
-    refuse_changed_data,
-    save_cards,
-)  # fmt: skip
+from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, load_cards, refuse_changed_data, save_cards
 from fedfm.federation.faults import draw_faults, present
 from fedfm.federation.intake import Count, Intake
 from fedfm.federation.journal import Journal
@@ -39,6 +33,7 @@ from fedfm.federation.packing import rows_of_domains
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score, score_at_once, scores_of
 from fedfm.profiling import phase
+from fedfm.results.audit import Audit
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import Round, Strategy, make_strategy
 
@@ -51,7 +46,8 @@ class RoundLoop:
         strategy: Strategy | None = None,
     ):  # fmt: skip
         self.grid, self.config, self.folder = grid, config, folder
-        self.journal = Journal(folder, listen)
+        audit = Audit(folder.path / "audit.jsonl") if config.engine.superlink else None
+        self.journal = Journal(folder, listen, CoordinatorRecord(audit, grid))
         self.strategy = strategy or make_strategy(config.strategy)
         self.file = folder.path / "checkpoint" / "state.safetensors"
 
@@ -100,7 +96,7 @@ class RoundLoop:
         """A run that goes on keeps to the labels that it began with, and to the data of each of its sites."""
         before = self.folder.info.get("sites", {}) if now else {}
         roll = Roll(domains=load_cards(self.file.parent) if now else {})
-        return Door(self.grid, self.config, roll, self.config.engine.timeout, before)
+        return Door(self.grid, self.config, roll, self.config.engine.timeout, before, self.journal.audit)
 
     def _announce(self, start: Arrays, roll: Roll, now: Checkpoint | None) -> None:
         packed = self.sites.pack(start, self.strategy.start(start))
