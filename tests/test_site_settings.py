@@ -49,7 +49,7 @@ def test_addresses(tmp_path, address, host):
 
 @pytest.mark.parametrize("address", ["https://a:8000", "a", "a:0", "a:70000", "a:8000/v1", "fd00::1:8000x", ""])
 def test_what_is_no_address(tmp_path, address):
-    with pytest.raises(ConfigError, match="line 6, coordinator.address: must be host:port"):
+    with pytest.raises(ConfigError, match=r"line 6, coordinator\.address: must be host:port"):
         load(tmp_path, GOOD.replace("coordinator.example.org:8000", address))
 
 

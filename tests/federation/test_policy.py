@@ -137,7 +137,7 @@ def test_few_examples(tmp_path):
         (HEAD | {"head.bias": np.zeros(2)}, ["shared", "domain"], "head.bias"),
         (join_more(HEAD, {"control": {"private/x": np.zeros(2)}}), ["shared", "domain"], "private/x"),
         (join_more({}, {ENCODED: {"shared/a#levels": np.zeros(2)}}), ["domain"], "shared/a#levels"),
-        (join_more({}, {ENCODED: {"#indices": np.zeros(2), "#values": np.zeros(2)}}), ["domain"], "shared/layer.lora_A"),
+        (join_more({}, {ENCODED: {"#indices": np.zeros(2)}}), ["domain"], "shared/layer.lora_A"),
     ],
 )  # fmt: skip
 def test_groups_by_the_names_that_leave(tmp_path, leaving, groups, first):
