@@ -13,11 +13,12 @@ from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.errors import DataError, FedfmError
 from fedfm.federation import messages, site, site_data
+from fedfm.federation.auditing import audited
 from fedfm.federation.messages import Answer, Order, SiteCard
 from fedfm.federation.pooling import train_pooled
 from fedfm.federation.real_site import real_site
 
-app = ClientApp()
+app = ClientApp(mods=[audited])  # a real site records what comes and goes
 
 
 @app.query()
