@@ -12,10 +12,10 @@ import pandas as pd
 
 from fedfm import config as config_module
 from fedfm.config import RunConfig
+from fedfm.engines.reporting import leave_report, leave_report_of_failure
 from fedfm.errors import ConfigError, Problem
 from fedfm.models.body import check_body
 from fedfm.profiling import phase, profile
-from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.results.trackers import check_trackers, tracked
 from fedfm.strategies import check_strategy, prepared
@@ -70,12 +70,18 @@ def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: 
 
 
 def run(
-    source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore, strategy: Any = None
+    source: str | Path | Mapping[str, Any] | RunConfig,
+    *overrides: str,
+    listen: Listen = ignore,
+    strategy: Any = None,
+    report: bool = True,
 ) -> Run:
     """Run a configuration with `key=value` overrides from the start, in a new folder under `runs.folder`.
 
     `listen` is called with every event of the run (see fedfm.results.screen). Raises UserError where the input is
     wrong, RunError where the run could not go on; the folder then says so and can be resumed.
+
+    report: draw figures and write report.html at the end; `fedfm report` does it later.
 
     `strategy`: an object in place of what [strategy] names, for the server half: any `flwr.serverapp.strategy.Strategy`
     (one domain, engine `local`; not to be resumed).
@@ -85,7 +91,7 @@ def run(
     if strategy is not None and config.engine.name != "local":
         what = "a strategy object works in this process only"
         raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
-    return _run_in(RunFolder.create(config), config, listen, strategy)
+    return _run_in(RunFolder.create(config), config, listen, report, strategy)
 
 
 def run_profiled(
@@ -101,8 +107,11 @@ def run_profiled(
         return done, taken.summary()
 
 
-def resume(folder: str | Path, listen: Listen = ignore) -> Run:
-    """Go on with a run from its last checkpoint; a finished run is left as it is. Raises UserError."""
+def resume(folder: str | Path, listen: Listen = ignore, report: bool = True) -> Run:
+    """Go on with a run from its last checkpoint; a finished run is left as it is. `report` as for `run`.
+
+    Raises UserError.
+    """
     quiet_libraries()
     opened = RunFolder.open(folder)
     if opened.info.get("status") in ("finished", "early-stopped"):
@@ -110,7 +119,7 @@ def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     config = load_config(opened.path / "config.toml")
     with opened.lock():  # a run that is still alive must not be told that it failed
         pass
-    return _run_in(opened, config, listen)
+    return _run_in(opened, config, listen, report)
 
 
 def anchored(config: RunConfig) -> RunConfig:
@@ -125,7 +134,7 @@ def anchored(config: RunConfig) -> RunConfig:
     return config
 
 
-def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any = None) -> Run:
+def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, report: bool, strategy: Any = None) -> Run:
     try:
         with tracked(folder, config, listen) as told:
             if strategy is None:
@@ -138,8 +147,11 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any 
         raise
     except BaseException as error:
         folder.fail(error)
+        if report:
+            leave_report_of_failure(folder)
         raise
-    draw_figures(folder)
+    if report:
+        leave_report(folder)
     return Run(folder.path)
 
 

@@ -56,6 +56,26 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
         return [path for name, figure, data in drawn for path in save_figure(target / name, figure, data)]
 
 
+def draw_contributions(stem: Path, table: pd.DataFrame, metric: str) -> list[Path]:
+    """A bar for each site, of the last column of `table` (site, domain, left_out or shapley)."""
+    column = table.columns[-1]
+    with mpl.rc_context(STYLE):
+        figure = new_figure(6.4, 1.3 + 0.3 * len(table))
+        axes = figure.subplots()
+        domains = list(dict.fromkeys(table["domain"]))
+        for number, domain in enumerate(domains):
+            own = table["domain"] == domain
+            colour = PALETTE[number % len(PALETTE)]
+            axes.barh(np.flatnonzero(own), table[column][own], 0.7, color=colour, label=shorten(domain, 20))
+        axes.set_yticks(range(len(table)), [shorten(site, 20) for site in table["site"]])
+        axes.invert_yaxis()
+        axes.axvline(0, color="#555555", linewidth=0.8)
+        words = {"shapley": "Shapley value", "left_out": "score of all, minus that without the site"}
+        axes.set_xlabel(f"{words[column]} ({shorten(metric, 20)}, validation)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+        return save_figure(stem, figure, table)
+
+
 def labels_of(folder: RunFolder) -> dict[str, list[str]]:
     """Domain -> labels, of a run that has ended."""
     file = folder.path / "model" / "domains.json"
