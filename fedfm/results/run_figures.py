@@ -1,5 +1,6 @@
 """More figures of one run, for its report: drift, timeline, and what became of the test examples.
 
+bytes                score of each domain on validation, by what was sent until then
 drift                norm of each site's update, and its cosine to the mean, by round
 timeline             seconds that each site worked, by round
 confusion_<domain>   test: truth by prediction (classes)
@@ -39,6 +40,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
     generated = info.get("generated") or []
     drawn: list[Drawn] = []
     with mpl.rc_context(STYLE):
+        drawn += _bytes(folder, model)
         drawn += _drift(folder.metrics)
         drawn += _timeline(folder)
         calibrations = []
@@ -80,6 +82,30 @@ def labels_of(folder: RunFolder) -> dict[str, list[str]]:
     """Domain -> labels, of a run that has ended."""
     file = folder.path / "model" / "domains.json"
     return {d: card["labels"] for d, card in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _bytes(folder: RunFolder, model: str) -> list[Drawn]:
+    """The primary metric of every domain against megabytes, up and down, over all sites; of one round no line."""
+    costs = folder.rounds.set_index("round")
+    sent = ((costs["bytes_up"] + costs["bytes_down"]) / 1e6).cumsum()
+    primary = folder.info.get("primary") or {}
+    rows = folder.metrics.query("scope == 'domain' and split == 'validation' and model == @model")
+    rows = rows[rows["metric"] == rows["domain"].map(primary)]
+    data = rows[["round", "domain", "metric", "value"]].assign(megabytes=rows["round"].map(sent)).dropna()
+    if not sent.max() > 0 or data["round"].nunique() < 2:
+        return []
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    for number, (domain, own) in enumerate(data.groupby("domain")):
+        label = f"{shorten(domain, 20)} {primary[domain]}"
+        axes.plot(
+            own["megabytes"], own["value"], DASHES[number % 4], color=PALETTE[number % 6], marker="o", label=label
+        )
+    axes.set_xlabel("MB sent, up and down, all sites")
+    axes.set_ylabel("validation score")
+    axes.set_title("Scores by what was sent")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return [("bytes", figure, data)]
 
 
 def _drift(metrics: pd.DataFrame) -> list[Drawn]:

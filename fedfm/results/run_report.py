@@ -28,6 +28,7 @@ CAPTIONS = {
     "drift": "Norm of each site's update, and its cosine to the mean of all updates, by round.",
     "labels": "Training labels at each site.",
     "calibration": "Calibration on test: how often a prediction was right, by how probable it was said to be.",
+    "bytes": "Primary metric of every domain against megabytes sent, validation.",
     "traffic": "Bytes of training messages by round.",
     "contributions": "Validation score that a site brings: by its Shapley value, or by what is lost without it.",
     "timeline": "Seconds that each site worked.",
