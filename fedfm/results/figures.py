@@ -75,7 +75,7 @@ def draw_figures(folder: RunFolder) -> list[Path]:
             drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))
             stamp(drawn[-1][1], [domain] if domain in generated else [])
         drawn.append(("overview", *_overview_figure(metrics, primary)))
-        drawn.append(("labels", *_labels_figure(info.get("sites") or {})))
+        drawn.append(("labels", *labels_figure(info.get("sites") or {})))
         for _, figure, _ in drawn[-2:]:
             stamp(figure, generated)
         drawn.append(("traffic", *_traffic_figure(folder.rounds)))
@@ -224,7 +224,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved.tolist()
 
 
-def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
+def labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
     """Training labels at every site, one panel a domain."""
     rows = [
         {"domain": site["domain"], "site": name, "label": label, "count": count}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ th:first-child, td:first-child { text-align: left; } .text { text-align: left !i
 thead th { border-bottom: 1px solid #888; } figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; } pre { overflow-x: auto; background: #f6f6f6; padding: .6rem;
 font-size: .8rem; } .words { line-height: 2; } .word { padding: .1em .2em; } details > summary { cursor: pointer; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { max-width: 150%; } }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure.large img { max-width: 160%; } }
 @media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
 nav { display: none; } .wide { overflow: visible; } table { font-size: 9px; } th, td { padding: .1rem .3rem; }
 .text { white-space: normal; } details::details-content { content-visibility: visible; } }
@@ -34,6 +35,7 @@ nav { display: none; } .wide { overflow: visible; } table { font-size: 9px; } th
 
 
 LONG_TEXT = 24  # characters from which a cell may break anywhere
+LARGE = 500  # points of a drawing's width
 TEXT = ' class="text"'
 
 
@@ -81,9 +83,11 @@ def figure(svg: Path, caption: str) -> str:
     """A drawing inside the file; empty where there is none."""
     if not svg.exists():
         return ""
-    data = base64.b64encode(svg.read_bytes()).decode()
+    drawing = svg.read_bytes()
+    data, width = base64.b64encode(drawing).decode(), re.search(rb'<svg[^>]* width="([\d.]+)pt"', drawing)
+    kind = ' class="large"' if width and float(width[1]) > LARGE else ""  # on a phone: scrolled, not shrunk to dust
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
+        f'<figure{kind}><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 

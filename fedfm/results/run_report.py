@@ -73,7 +73,7 @@ def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) ->
         words.append(f"On test, {whose}: {', '.join(scored)}.")
     left_out = sum(event.get("event") == "update-left-out" for event in events)
     if left_out:
-        words.append(f"{left_out} updates were left out.")
+        words.append("1 update was left out." if left_out == 1 else f"{left_out} updates were left out.")
     if len(rounds):
         total = in_bytes(float((rounds["bytes_up"] + rounds["bytes_down"]).sum()))
         words.append(f"{total} of training messages, {in_time(float(rounds['seconds'].sum()))}.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-ADDRESS = re.compile(r"""(?:src|href|srcset|action|data|poster)\s*=\s*["']?([^"'\s>]+)|url\(\s*["']?([^"')]+)""")
+FETCHED = {"src", "href", "xlink:href", "srcset", "action", "poster", "data", "background", "formaction"}
+URL = re.compile(r"""(?:url\(|@import)\s*["']?([^"')\s;]+)""")
 
 
 class Page(HTMLParser):
@@ -37,7 +38,24 @@ class Page(HTMLParser):
             self.cell.append(data)
 
 
-def addresses(html: str) -> list[str]:
-    """What the page, or a picture inside it, would fetch or lead to outside of itself."""
-    found = [first or second for first, second in ADDRESS.findall(html)]
-    return [address for address in found if not address.startswith(("#", "data:"))]
+class Addresses(HTMLParser):
+    """`found`: what attributes and styles name, of HTML or of a drawing."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value or "" for name, value in attrs if name in FETCHED]
+        self.found += [value for name, value in attrs if tag == "meta" and name == "http-equiv"]  # which can lead away
+        self.found += [url for _, value in attrs for url in URL.findall(value or "")]
+
+    def handle_data(self, data):
+        if self.lasttag == "style":
+            self.found += URL.findall(data)
+
+
+def addresses(text: str) -> list[str]:
+    """What a page or a drawing would fetch from, or lead to, outside of itself."""
+    return [address for address in Addresses(text).found if not address.startswith(("#", "data:"))]

@@ -126,7 +126,7 @@ def test_a_run_with_a_site_left_out_says_so(tmp_path):
 
     done = train_federation(tiny(tmp_path, finance={**TEXTS, "sites": 2}), Spoiler("finance-1", spoil))
     html = report(done.folder.path).read_text(encoding="utf-8")
-    assert "1 updates were left out" in html
+    assert "1 update was left out" in html
     assert "not finite" in html
 
 
