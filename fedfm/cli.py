@@ -218,7 +218,7 @@ def explain(
     """Show what in an input speaks for its prediction.
 
     By integrated gradients; needs the extra `explain`. RUN and INPUT are those of predict. The last line printed is the
-    page, beside which its numbers lie as .csv.
+    page, beside which its numbers lie as .csv; report.html of the run shows them too.
     """
     from fedfm.commands.explain import explain as write
     from fedfm.engines.running import quiet_libraries
