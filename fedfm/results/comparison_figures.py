@@ -90,7 +90,7 @@ def _curves(curves: pd.DataFrame, against: str, styles: dict) -> Figure:
         axes.set_xlabel({"round": "round", "megabytes": "MB sent, up and down"}[against])
         axes.set_ylim(*_scores_only(axes.get_ylim()))
         if against == "round":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(domains):
         panels[0].set_ylabel("validation score (primary metric)")
         _legend(figure, panels)

@@ -164,7 +164,7 @@ def _score_axes(figure: Figure, title: str, label: str) -> Axes:
     axes = figure.add_subplot()
     axes.set_title(title, fontweight="bold")
     axes.set(xlabel="round", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
 
 
@@ -266,7 +266,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
         start = start + width
     axes.set_yticks(np.arange(len(table)), [shorten(site, 24) for site in table.index])
     axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("training labels")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=8, handlelength=1, borderpad=0)

@@ -18,7 +18,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; m
        padding: 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem;
      border-bottom: 1px solid #ddd; } h3 { font-size: 1rem; }
-p.lead { font-size: 1.1rem; } .note { color: #555; font-size: .9rem; } .bad { color: #a40000; }
+p.lead { font-size: 1.1rem; } .note { color: #555; font-size: .9rem; } .bad { color: #a40000; white-space: pre-line; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } code { font-size: .85em; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid #eee; vertical-align: top; }

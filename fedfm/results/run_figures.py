@@ -122,7 +122,7 @@ def _drift(metrics: pd.DataFrame) -> list[Drawn]:
             axes.plot(own["round"], own[column], dash, color=colour, marker="o", markersize=3, label=site)
         axes.set_title(titles[column])
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, [shorten(name, 20) for name in names], loc="outside right center", frameon=False)
     return [("drift", figure, data)]

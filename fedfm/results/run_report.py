@@ -51,6 +51,8 @@ def write_run_report(folder: RunFolder) -> Path:
         ("data", "Data", data(folder)),
         ("environment", "Environment", environment(folder)),
     ]
+    if info["status"] == "failed":  # what a reader looks for first
+        sections.sort(key=lambda section: section[0] != "failures")
     text = page(f"Run {info['name']}", summary_sentence(info, folder.rounds, events), sections)
     replace_text(folder.path / "report.html", text)
     return folder.path / "report.html"
@@ -64,7 +66,8 @@ def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) ->
     who = f"{len(sites)} sites of {len(domains)} domains ({', '.join(domains)})" if sites else "No site"
     words = [f"{who}, strategy {info['strategy']}, seed {info['seed']}: {info['status']} after {done} rounds."]
     if info["status"] == "failed":
-        words.append(f"It failed: {str(info.get('reason', '')).splitlines()[0] if info.get('reason') else 'no reason'}")
+        why = str(info.get("reason") or "no reason").splitlines()[0]
+        words.append(f"It failed: {why.rstrip('.')}.")
     shown = info.get("final_personal") or info.get("final") or {}
     primary = info.get("primary") or {}
     scored = [f"{d} {primary[d]} {s[primary[d]]:.3f}" for d, s in shown.items() if s.get(primary.get(d)) is not None]

@@ -24,6 +24,7 @@ FLAGS = (
 )  # fmt: skip
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+PATIENCE = 300  # seconds, of a busy machine
 WIDE, PHONE = (1200, 900), (390, 844)
 
 
@@ -37,7 +38,9 @@ class Browser:
         options = {
             "binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"], "mobileEmulation": emulated,
         }  # fmt: skip
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        limits = {"pageLoad": 1000 * PATIENCE, "script": 1000 * PATIENCE}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "timeouts": limits}
+        wanted["goog:loggingPrefs"] = {"browser": "ALL"}
         self.session = ""
         self.session = self._call("session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
@@ -75,8 +78,11 @@ class Browser:
         body = json.dumps(data or {}).encode() if method == "POST" else None
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(place.rstrip("/"), body, headers, method=method)
-        with urllib.request.urlopen(request, timeout=120) as reply:
-            return json.load(reply)["value"]
+        try:
+            with urllib.request.urlopen(request, timeout=2 * PATIENCE) as reply:
+                return json.load(reply)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.read().decode()[:400]}") from None
 
 
 @contextmanager

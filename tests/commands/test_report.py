@@ -141,6 +141,7 @@ def test_a_failed_run_has_a_page(tmp_path):
     folder.fail(caught.value)
     html = report(folder.path).read_text(encoding="utf-8")
     assert "failed after 0 rounds" in html
+    assert html.index('<section id="failures">') < html.index('<section id="configuration">')
     assert "0 usable updates, the minimum is 1" in html
 
 
