@@ -29,10 +29,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedfm.arrays import sha256
-from fedfm.config.site import load_site_settings
 from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
 from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
+from fedfm.federation.real_site import settings_of
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
@@ -132,11 +132,10 @@ def _unrecorded(error: FedfmError, message: Message) -> Message:
 
 
 def record_of(context: Context) -> SiteRecord | None:
-    """The record of the site whose settings the node configuration names; None in a simulation. Raises ConfigError."""
-    path = context.node_config.get("settings")
-    if not path:
+    """The record of the site whose settings the node configuration names; None in a simulation. Raises FedfmError."""
+    settings = settings_of(context)
+    if settings is None:
         return None
-    settings = load_site_settings(str(path))
     return SiteRecord(
         Audit(Path(settings.state) / "audit.jsonl"), fingerprint_of_file(Path(settings.coordinator.private_key))
     )
