@@ -21,6 +21,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def _unrecorded(error: FedfmError, message: Message) -> Message:
     print(f"fedfm: {error}", file=sys.stderr, flush=True)
     what = f"the site keeps no record of its messages, and so sends nothing: {error.problems[0].what}"
     return write_problem(RunError(what, mend="at the site: fedfm site check"), message)
+
+
+def note_refusal(message: Message, context: Context, reason: str) -> None:
+    """Record that a message was refused unread, as one with a bundle that carries code is. It is refused all the same
+    where that cannot be recorded."""
+    with suppress(FedfmError):
+        if record := record_of(context):
+            run, kind = str(message.metadata.run_id), message.metadata.message_type
+            record.audit.add("refused", flower_run=run, message=kind, peer=record.peer, reason=reason)
 
 
 def record_of(context: Context) -> SiteRecord | None:
