@@ -11,26 +11,30 @@ other's record up to the last message that came, ends included (`results.agreeme
     update, tally        tensors, bytes, sha256, numbers {name: [text of each site's]}, left_out {site: reason}
     refusal              reasons
 
-A message that got no answer, an answer that cannot be read, an update that was left out, and a site's app that failed
-are lines of one side: `no-answer`, `unreadable`, `left-out`, `failed`.
+A message that got no answer, an answer that cannot be read, an update that was left out, a bundle that a site refused,
+a site's app that failed, and how a site was started are lines of one side: `no-answer`, `unreadable`, `left-out`,
+`refused`, `failed`, `joined`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedfm import __version__
 from fedfm.arrays import sha256
-from fedfm.config.site import load_site_settings
+from fedfm.config.site import SiteSettings, load_site_settings
 from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
 from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
@@ -139,6 +143,21 @@ def note_refusal(message: Message, context: Context, reason: str) -> None:
         if record := record_of(context):
             run, kind = str(message.metadata.run_id), message.metadata.message_type
             record.audit.add("refused", flower_run=run, message=kind, peer=record.peer, reason=reason)
+
+
+def note_start(settings: SiteSettings, environment: Mapping[str, str]) -> None:
+    """Record how a site is run, for who reads its record later. `environment`: of Flower's processes."""
+    link, source = settings.coordinator, Path(settings.source)
+    telemetry = "off" if environment.get("FLWR_TELEMETRY_ENABLED") == "0" else "on"
+    read_only = source.exists() and bool(os.statvfs(source).f_flag & os.ST_RDONLY)
+    authority = hashlib.sha256(Path(link.root_certificates).read_bytes()).hexdigest()
+    allow = {name: str(value) if isinstance(value, float) else value for name, value in settings.allow}
+    Audit(Path(settings.state) / "audit.jsonl").add(
+        "joined", fedfm=__version__, flower=version("flwr"), image=os.environ.get("FEDFM_IMAGE", ""),
+        coordinator=link.address, tls=True, authority_sha256=authority, telemetry=telemetry,
+        data_read_only=read_only, user=os.getuid(), allow=allow, site=settings.site, domain=settings.domain,
+        peer=fingerprint_of_file(Path(link.private_key)),
+    )  # fmt: skip
 
 
 def record_of(context: Context) -> SiteRecord | None:
