@@ -207,6 +207,8 @@ def read_answer(reply: Message, most: int = sys.maxsize) -> Answer:
         if any(len(values) != len(sites) for values in metrics.values()):
             raise ValueError("its numbers are not one for each site")
         left_out = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+        if foreign := sorted(left_out.keys() - set(sites)):
+            raise ValueError(f'it leaves out site "{foreign[0]}", which is not its own')
         return Answer(sites, from_record(record), metrics, left_out, record.count_bytes())
     except FedfmError as error:
         return Answer((), problem=error)
