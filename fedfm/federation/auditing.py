@@ -37,7 +37,7 @@ from fedfm.arrays import sha256
 from fedfm.config.site import SiteSettings, load_site_settings
 from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
-from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
+from fedfm.federation.messages import from_record, order_of, read_query, size_of, write_problem
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
@@ -49,7 +49,7 @@ def facts_of(message: Message) -> Facts:
     about = {"flower_run": str(message.metadata.run_id), "run": "", "round": 0, "phase": "query", "site": ""}
     if message.metadata.message_type == "query":
         return about | {"domain": "", "config": _sha256(read_query(message))}
-    order, _ = read_order(message)
+    order = order_of(message)
     return about | {
         "run": Path(order.folder).name, "round": order.round, "phase": order.split or "train",
         "site": "+".join(order.sites), "domain": order.card.domain, "config": _sha256(order.config),
@@ -78,9 +78,17 @@ def contents(content: RecordDict, kind: str) -> Facts:
         return {"bytes": len(text.encode()), "sha256": _sha256(text)}
     held = tensors_of(content.array_records)
     if kind != "order":
-        told, meta = content["metrics"], content["meta"]
-        held["numbers"] = {name: [repr(float(value)) for value in values] for name, values in told.items()}
-        held["left_out"] = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+        parts = [name.removesuffix("meta") for name in content if name.endswith("meta")]  # "", and what stands beside
+        held["numbers"] = {
+            f"{part}{name}": [repr(float(value)) for value in values]
+            for part in parts
+            for name, values in content[f"{part}metrics"].items()
+        }
+        held["left_out"] = {
+            f"{part}{site}": str(reason)
+            for part in parts
+            for site, reason in zip(content[f"{part}meta"]["left-out"], content[f"{part}meta"]["reasons"], strict=True)
+        }
     return held
 
 
