@@ -41,6 +41,7 @@ from fedfm.federation.messages import from_record, order_of, read_query, size_of
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
+MAIN = ("weights", "arrays")  # the record of tensors that every order, and every answer, has
 Facts = dict[str, Any]
 
 
@@ -93,10 +94,9 @@ def contents(content: RecordDict, kind: str) -> Facts:
 
 
 def tensors_of(records: Mapping[str, ArrayRecord]) -> Facts:
-    """The tensors of the records of a message. Of several records each lends its tensors its name."""
-    several = len(records) > 1
+    """The tensors of the records of a message; those beside the main record have its name before theirs."""
     arrays = {
-        f"{record}:{name}" if several else name: value
+        ("" if record in MAIN else record.removesuffix("arrays")) + name: value
         for record, tensors in records.items()
         for name, value in from_record(tensors).items()
     }

@@ -276,7 +276,6 @@ def test_a_tally_that_cannot_be_is_not_counted(tmp_path, name):
 
     done = run_with(tmp_path, node_app, 1, images=site == "medical-1")
     warned = [e["message"] for e in done.events("warning") if f"score of site {site}: " in e["message"]]
-    assert len(warned) == 2  # validation and test of round 1
     assert reason in warned[0]
     assert done.folder.info["status"] == "finished"
     scored = done.folder.metrics.query("round == 1 and scope == 'site' and metric != 'loss'")
