@@ -34,10 +34,11 @@ from flwr.serverapp import Grid
 
 from fedfm import __version__
 from fedfm.arrays import sha256
-from fedfm.config.site import SiteSettings, load_site_settings
+from fedfm.config.site import SiteSettings
 from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
 from fedfm.federation.messages import from_record, order_of, read_query, size_of, write_problem
+from fedfm.federation.real_site import settings_of
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
@@ -169,11 +170,10 @@ def note_start(settings: SiteSettings, environment: Mapping[str, str]) -> None:
 
 
 def record_of(context: Context) -> SiteRecord | None:
-    """The record of the site whose settings the node configuration names; None in a simulation. Raises ConfigError."""
-    path = context.node_config.get("settings")
-    if not path:
+    """The record of the site whose settings the node configuration names; None in a simulation. Raises FedfmError."""
+    settings = settings_of(context)
+    if settings is None:
         return None
-    settings = load_site_settings(str(path))
     return SiteRecord(
         Audit(Path(settings.state) / "audit.jsonl"), fingerprint_of_file(Path(settings.coordinator.private_key))
     )
