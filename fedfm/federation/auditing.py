@@ -11,9 +11,8 @@ other's record up to the last message that came, ends included (`results.agreeme
     update, tally        tensors, bytes, sha256, numbers {name: [text of each site's]}, left_out {site: reason}
     refusal              reasons
 
-A message that got no answer, an answer that cannot be read, an update that was left out, a bundle that a site refused,
-a site's app that failed, and how a site was started are lines of one side: `no-answer`, `unreadable`, `left-out`,
-`refused`, `failed`, `joined`.
+Lines of one side: `joined` (how a site was started), `refused` (a bundle, by a site), `failed` (a site's app),
+`no-answer`, `late` and `unreadable` (answers, at the coordinator), `left-out` (an update that was not used).
 """
 
 from __future__ import annotations
@@ -253,6 +252,11 @@ class CoordinatorRecord:
         """Seal that a site's update was not used."""
         if self.audit is not None:
             self._add("left-out", round=round, site=site, domain=domain, reason=reason)
+
+    def late(self, round: int, site: str, phase: str) -> None:
+        """Seal that an answer came after it was given up, and was thrown away."""
+        if self.audit is not None:
+            self._add("late", round=round, site=site, phase=phase, reason="it came too late, and is not used")
 
     def _add(self, kind: str, **fields: Any) -> None:
         self.head = self.audit.add(kind, **fields).sha256

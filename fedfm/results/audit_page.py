@@ -29,6 +29,8 @@ HEAD = (
     "were cut off the end: fedfm audit verify FILE --head DIGEST."
 )
 
+ASIDE = ("no-answer", "late", "unreadable", "refusal-in", "left-out")
+
 
 def left_each_site(chain: Chain) -> str:
     """HTML for the report of a run, from its coordinator's record."""
@@ -48,7 +50,7 @@ def left_each_site(chain: Chain) -> str:
     for peer, site in sorted(sites.items(), key=lambda item: item[1]):
         own = [_row(line, entry) for line, entry in arrived if entry.fields["peer"] == peer]
         html += folded(f"every message of {site}", table(own))
-    aside = [_aside(line, entry) for line, entry in chain.entries.items() if entry.kind in ("no-answer", "unreadable")]
+    aside = [_aside(line, entry) for line, entry in chain.entries.items() if entry.kind in ASIDE]
     return html + folded("messages that came to nothing", table(aside))
 
 

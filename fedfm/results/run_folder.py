@@ -5,6 +5,7 @@
     rounds.csv    one row a round                         rows are appended, each write ends with a line end
     metrics.csv   one row a score
     sent.csv      one row for each site in each message that came from it: what left, its size, its digest
+    audit.jsonl   in the place of sent.csv where sites are across machines: see `audit.py`
     predictions/  of a simulation: the test, example by example
     events.jsonl  one JSON object a line: what the screen shows
 
