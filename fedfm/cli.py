@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedfm import __version__
+from fedfm.commands.audit import audit_app
 from fedfm.commands.complaints import misused, show_error
 from fedfm.commands.site import site_app
 from fedfm.errors import FedfmError, UserError, did_you_mean
@@ -29,6 +30,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
+app.add_typer(audit_app, name="audit")
 
 # Arguments are told of in the docstrings: typer 0.20, the newest that flwr allows, loses their help under click 8.5.
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", hidden=True)]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedfm.results.audit import read_chain
+from fedfm.results.audit_page import CANNOT_LEAVE, left_each_site
 from fedfm.results.contributions import contributions_folder
 from fedfm.results.explanations import NOTE, explanations_html, load_explanations
 from fedfm.results.files import replace_text
@@ -16,13 +18,6 @@ from fedfm.results.page import figure, folded, page, paragraph, table
 from fedfm.results.provenance import configuration, data, environment
 from fedfm.results.run_folder import RunFolder
 
-CANNOT_LEAVE = (
-    "By construction no message holds an example, a label of a single example, a gradient of a single step, or the "
-    "frozen body: an update is the change of the tensors that train and are shared, after all local steps of a round; "
-    "a tally is sums and counts over a whole split (of images it also holds their class probabilities, sorted within "
-    "each class, for an exact AUC); a card, sent once, says the site's labels, how many examples it holds of each, the "
-    "size of its images, and a digest of its data."
-)
 CAPTIONS = {
     "overview": "Primary metric of every domain against rounds, validation.",
     "drift": "Norm of each site's update, and its cosine to the mean of all updates, by round.",
@@ -134,6 +129,9 @@ def _explanations(folder: RunFolder) -> str:
 
 
 def _left(folder: RunFolder) -> str:
+    record = folder.path / "audit.jsonl"  # of a run across machines; of a simulation sent.csv
+    if record.exists():
+        return left_each_site(read_chain(record, filter(None, [folder.info.get("audit_sha256")])))
     sent = folder.sent
     if not len(sent):
         return paragraph("No message has left a site as an update of this run.") + paragraph(CANNOT_LEAVE, "note")
