@@ -55,8 +55,9 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
     for site in missing:
         if site not in refused:
             say(f"the run begins without site {site}: no node holds it after {wait:.0f} s")
-    for domain in config.domains:
-        roll.domains.setdefault(domain, agree(domain, roll))
+    for domain in config.domains.keys() - roll.domains.keys():  # a run that goes on has them from its beginning
+        roll.domains[domain] = agree(domain, roll)
+    roll.domains = {domain: roll.domains[domain] for domain in config.domains}
     _check_watched(config, roll)
     return roll
 

@@ -1,7 +1,7 @@
 """What breaks at the coordinator, with real processes: who notices, what is lost, and how the run goes on.
 
-One network of three real sites serves all tests of this file. The strategy is SCAFFOLD and the heads are private, so that
-every site has something of its own to lose; whatever happens, the end is that of the undisturbed local run, to the bit.
+One network of three real sites serves all tests of this file. The strategy is SCAFFOLD and the heads are private, so
+that every site has something of its own to lose; whatever happens, the end is that of the local run, to the bit.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def test_a_run_across_sites_is_watched_to_its_end(net, place, config, local):
     folder = Path(done.stdout.splitlines()[-1])
     assert_whole(folder, local)
     assert [e["round"] for e in events(folder) if e["event"] == "phase"] == [*range(1, ROUNDS + 1), ROUNDS]
+    print("\nseconds of the rounds:", fedfm.Run(folder).rounds["seconds"].tolist()[1:])
     table = [line for line in done.stdout.splitlines() if line[:5].strip().isdigit()]
     assert [int(line[:5]) for line in table] == list(range(ROUNDS + 1))
     assert not (folder / "flower").exists()
@@ -151,7 +152,7 @@ def test_a_killed_superlink_is_started_again_and_the_run_goes_on_by_itself(net, 
 
 
 def test_a_run_outlives_the_command_that_started_it_and_is_watched_again(net, place, config, local):
-    """SIGKILL, a closed terminal, a lost connection to the coordinator: the run goes on. Resume hands in nothing new."""
+    """SIGKILL, as after a lost connection: the run goes on. Resume hands in nothing new."""
     started = Started(net, place, config, in_round(1))
     started.process.kill()
     started.end()
