@@ -96,7 +96,8 @@ def _key(settings: SiteSettings) -> Finding:
     if not isinstance(key, EllipticCurvePrivateKey):
         return Finding("private key", "problem", f"{file} is no EC key, which Flower wants", f"{make} {file}")
     if mode & 0o077:
-        return Finding("private key", "problem", f"others may read {file} (mode {mode:03o})", f"chmod 600 {file}")
+        state = "problem" if mode & 0o007 else "note"  # a mounted secret is often its group's to read
+        return Finding("private key", state, f"others may read {file} (mode {mode:03o})", f"chmod 600 {file}")
     return Finding("private key", "ok", f"EC, {key.curve.name}, only this user may read it")
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedfm.config import RunConfig
 from fedfm.federation.bundle import faults_of_bundle
 from fedfm.federation.flower_private import Tasks, play
 
@@ -45,6 +46,7 @@ def work(address: str, secret: bytes) -> None:
     """Take and play messages for ever. `address`: of the SuperNode's Runtime API, host:port on loopback."""
     for name in WARM:
         import_module(name)
+    _load_a_body()
     tasks = Tasks(address, secret)
     print("fedfm: ready to work", flush=True)
     while True:
@@ -56,6 +58,16 @@ def work(address: str, secret: bytes) -> None:
         if os.WIFSIGNALED(status):
             signal = os.WTERMSIG(status)
             _say(f"a message was ended by signal {signal}{': was it killed for memory?' if signal == 9 else ''}")
+
+
+def _load_a_body() -> None:
+    """The built-in one: much of torch and transformers is imported only when a model is made, 4 s of work."""
+    import torch
+
+    from fedfm.models.body import load_body
+
+    torch.set_num_threads(1)  # one more would be a thread of this process, which forks
+    load_body(RunConfig())
 
 
 def app_for(kind: str, bundle: bytes) -> ClientApp:
