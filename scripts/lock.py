@@ -79,7 +79,9 @@ def misfits() -> list[str]:
         for requirement in wanted:
             found = versions.get(canonicalize_name(requirement.name), [])
             if not found or not all(requirement.specifier.contains(v, prereleases=True) for v in found):
-                problems.append(f"{' + '.join(files)}: {requirement} is wanted, {', '.join(found) or 'nothing'} is pinned")
+                problems.append(
+                    f"{' + '.join(files)}: {requirement} is wanted, {', '.join(found) or 'nothing'} is pinned"
+                )
     return sorted(set(problems))
 
 
