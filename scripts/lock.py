@@ -7,11 +7,11 @@ Four files in docker/, all for Python 3.11 and newer:
 
     requirements.lock       everything but torch and CUDA, every file by its sha256
     requirements-gpu.lock   torch and the CUDA libraries that its Linux wheels want, by sha256
-    requirements-cpu.lock   torch, by version only: its CPU wheels lie in an index that the builder names, and their hashes differ
-                            from those of the same version elsewhere
+    requirements-cpu.lock   torch, by version only: its CPU wheels lie in an index that the builder names, and their
+                            hashes differ from those of the same version elsewhere
     build.lock              what builds wheels in the first stage; none of it is in the image
 
-uv (a dependency of flwr) resolves. It is left out of the image itself, where Flower is told never to install at run time.
+uv (a dependency of flwr) resolves. It is left out of the image, where Flower is told never to install at run time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""podman for tests: the image of fedfm, a proxy, and podman-compose, on a machine where no registry of images can be reached.
+"""podman for tests: the image of fedfm and that of its proxy, on a machine where no registry of images is reached.
 
-The base image is made by debootstrap from the mirror that this machine's apt uses, and kept as `localhost/fedfm-base`; the pip of the
-build gets this machine's settings as a secret, and the local folders that they name as volumes. FEDFM_TEST_BASE names another base.
-Some machines let no container raise its limits or have no systemd: `settings` are for those, and do no harm elsewhere.
+The base image is made by debootstrap from the mirror that this machine's apt uses, and kept as `localhost/fedfm-base`;
+FEDFM_TEST_BASE names another. The pip of the build gets this machine's settings as a secret, and the local folders that
+they name as volumes. Some machines let no container raise its limits, or have no systemd: SETTINGS are for those.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Podman:
             file.write_text(SETTINGS + runtime, encoding="utf-8")
         return os.environ | {"CONTAINERS_CONF": str(file), "DISABLE_HC_SYSTEMD": "true"}
 
-    def __call__(self, *words: object, check: bool = True, input: bytes | None = None) -> subprocess.CompletedProcess:
+    def __call__(self, *words: object, check: bool = True) -> subprocess.CompletedProcess:
         """`podman WORDS`; its output as text."""
         done = subprocess.run(
             ["podman", *map(str, words)], env=self.environment, capture_output=True, text=True, timeout=PATIENCE
@@ -94,7 +94,7 @@ class Podman:
             folder = self.folder / "proxy"
             folder.mkdir()
             (folder / "Dockerfile").write_text(
-                f"FROM {self.base()}\nRUN apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy\n",
+                f"FROM {self.base()}\nRUN apt-get update && apt-get install -y --no-install-recommends haproxy\n",
                 encoding="utf-8",
             )
             self("build", "--tag", PROXY, "--network=host", folder)

@@ -20,15 +20,19 @@ NAMES = (".git", ".env", ".netrc", "pip.conf", "id_rsa", "ca.key", "server.key",
 def findings(podman: Podman, image: str) -> list[str]:
     """Files of any layer, also of ones that a later layer hides, whose name or content is a secret's."""
     found = []
-    with subprocess.Popen(["podman", "save", image], env=podman.environment, stdout=subprocess.PIPE) as saved:
-        with tarfile.open(fileobj=saved.stdout, mode="r|") as archive:
-            for part in archive:
-                stream = archive.extractfile(part)
-                if part.name.endswith(".json"):
-                    found += [part.name] if CANARY.encode() in stream.read() else []
-                elif part.name.endswith(".tar"):
-                    with tarfile.open(fileobj=stream, mode="r|") as layer:
-                        found += [name for name in _suspects(layer)]
+    with (
+        subprocess.Popen(["podman", "save", image], env=podman.environment, stdout=subprocess.PIPE) as saved,
+        tarfile.open(fileobj=saved.stdout, mode="r|") as archive,
+    ):
+        for part in archive:
+            if not part.isfile():
+                continue
+            stream = archive.extractfile(part)
+            if part.name.endswith(".tar"):
+                with tarfile.open(fileobj=stream, mode="r|") as layer:
+                    found += list(_suspects(layer))
+            elif CANARY.encode() in stream.read():
+                found.append(part.name)
     assert saved.returncode == 0
     return found
 
@@ -58,13 +62,15 @@ def test_who_it_is_and_what_it_says(podman: Podman, image: str) -> None:
 def test_it_works_with_nothing_but_a_temporary_folder(podman: Podman, image: str) -> None:
     assert podman("run", "--rm", *STRICT, image, "--version").stdout.strip() == f"fedfm {fedfm.__version__}"
     config = "rounds = 1\n[domains.finance]\ntask = 'text-classification'\nmax-examples = 24\n"
-    script = f'printf "{config}" > /tmp/run.toml && fedfm run /tmp/run.toml runs.folder=/tmp/runs && cat /tmp/runs/*/run.json'
+    run = f'printf "{config}" > /tmp/run.toml && fedfm run /tmp/run.toml runs.folder=/tmp/runs'
+    script = f"{run} && cat /tmp/runs/*/run.json"
     done = podman("run", "--rm", *STRICT, "--entrypoint=sh", image, "-c", script)
     assert '"status": "finished"' in done.stdout
 
 
 def test_it_has_no_rights(podman: Podman, image: str) -> None:
-    script = "id -u; grep CapEff /proc/self/status; for f in / /etc /opt/fedfm /var/lib/fedfm; do touch $f/x && echo wrote $f; done; true"
+    write = "for f in / /etc /opt/fedfm /var/lib/fedfm; do touch $f/x && echo wrote $f; done"
+    script = f"id -u; grep CapEff /proc/self/status; {write}; true"
     plain = podman("run", "--rm", "--network=none", "--entrypoint=sh", image, "-c", script)
     assert plain.stdout.split() == ["10001", "CapEff:", "0000000000000000", "wrote", "/var/lib/fedfm"]
     strict = podman("run", "--rm", *STRICT, "--entrypoint=sh", image, "-c", script)
