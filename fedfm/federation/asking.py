@@ -239,6 +239,7 @@ class Sites:
         for round, phase, pack in late(self.grid, self._given_up):
             names = " + ".join(pack)
             message = f"round {round}: the answer of site {names} ({phase}) has come too late, and is not used"
+            self.journal.audit.late(round, names, phase)
             self.journal.tell("late-reply", round=round, phase=phase, site=names, message=message)
 
     def _read(self, pack: Pack, order: Message, reply: Message | None, timeout: float) -> Answer:

@@ -141,9 +141,7 @@ class Door:
         """Why a card must not enter."""
         expected = self.config.sites()
         if expected.get(card.site) != card.domain:
-            what = (
-                f'a node says that it is site "{card.site}" of domain {card.domain}; the configuration has none such'
-            )
+            what = f'a node says that it is site "{card.site}" of domain {card.domain}; the configuration has none such'
             return EngineError(what, mend=f"its sites are {', '.join(expected)}")
         if self.roll.nodes.get(card.site, node) != node:
             return EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")

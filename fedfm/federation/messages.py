@@ -242,6 +242,8 @@ def _answer(content: RecordDict, prefix: str) -> Answer:
     if any(len(values) != len(sites) for values in metrics.values()):
         raise ValueError("its numbers are not one for each site")
     left_out = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+    if foreign := sorted(left_out.keys() - set(sites)):
+        raise ValueError(f'it leaves out site "{foreign[0]}", which is not its own')
     return Answer(sites, from_record(record), metrics, left_out, record.count_bytes())
 
 

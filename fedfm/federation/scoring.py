@@ -78,9 +78,7 @@ def score_at_once(
 
 def scores_of(sites: Sites, aside: Aside, split: str) -> Scores:
     """The scores that have come aside, with their rows written."""
-    scores, *personal = [
-        _count(sites, aside.of(scoring), aside.round, scoring) for scoring in sites.scorings(split)
-    ]
+    scores, *personal = [_count(sites, aside.of(scoring), aside.round, scoring) for scoring in sites.scorings(split)]
     scores.personal = personal[0] if personal else None
     return scores
 

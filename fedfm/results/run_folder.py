@@ -5,6 +5,8 @@
     rounds.csv    one row a round                         rows are appended, each write ends with a line end
     metrics.csv   one row a score
     sent.csv      one row for each site in each message that came from it: what left, its size, its digest
+    audit.jsonl   in the place of sent.csv where sites are across machines: see `audit.py`
+    intervals.csv one row a domain: its score on test and the bootstrap interval, written with the report
     predictions/  of a simulation: the test, example by example
     events.jsonl  one JSON object a line: what the screen shows
 
@@ -45,6 +47,7 @@ ROUND_COLUMNS = (
 )  # fmt: skip
 Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
 SENT_COLUMNS = ("round", "site", "domain", "what", "together", "tensors", "bytes", "sha256")
+INTERVAL_COLUMNS = ("domain", "model", "metric", "score", "low", "high")
 METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples", "model")
 WORDS = frozenset(
     {"scope", "name", "domain", "split", "metric", "model", "site", "what", "sha256"}
@@ -137,6 +140,16 @@ class RunFolder:
     def add_sent(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to sent.csv, all in one write."""
         _append_rows(self.path / "sent.csv", SENT_COLUMNS, list(rows))
+
+    @property
+    def intervals(self) -> pd.DataFrame:
+        """intervals.csv [domains, INTERVAL_COLUMNS]: 95 % bootstrap intervals over test items."""
+        return _read_table(self.path / "intervals.csv", INTERVAL_COLUMNS)
+
+    def write_intervals(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace intervals.csv."""
+        cells = [[_cell(row[name]) for name in INTERVAL_COLUMNS] for row in rows]
+        replace_text(self.path / "intervals.csv", _csv_text([INTERVAL_COLUMNS, *cells]))
 
     def event(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Append one line to events.jsonl and return it as a reader of the file will see it (NaN becomes None)."""
