@@ -80,8 +80,9 @@ class RealSite:
 
     def release(self, order: Order, received: Arrays, answer: Answer) -> Answer:
         """The answer, once it may leave and, if it is an update, has been counted. Raises PolicyError."""
-        for reason in answer.left_out.values():
-            self.say(reason)
+        for part in (answer, *answer.beside.values()):
+            for reason in part.left_out.values():
+                self.say(reason)
         is_update = bool(answer.arrays) and not order.split
         counted = Releases(Path(self.settings.state)).one_more() if is_update else nullcontext(0)
         try:
@@ -91,6 +92,10 @@ class RealSite:
             if is_update:
                 drop_private(Path(order.folder) / "checkpoint" / "sites", self.settings.site, order.round)
             raise
+        beside = {scoring: self._without_reasons(part) for scoring, part in answer.beside.items()}
+        return replace(self._without_reasons(answer), beside=beside)
+
+    def _without_reasons(self, answer: Answer) -> Answer:
         return replace(answer, left_out=dict.fromkeys(answer.left_out, self._unusable()))
 
     @contextmanager

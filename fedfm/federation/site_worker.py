@@ -29,6 +29,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedfm.config import RunConfig
+from fedfm.federation.auditing import note_refusal
 from fedfm.federation.bundle import faults_of_bundle
 from fedfm.federation.flower_private import Tasks, play
 
@@ -85,6 +86,7 @@ def app_for(kind: str, bundle: bytes) -> ClientApp:
 def _refusing(reason: str) -> ClientApp:
     def refuse(message: Message, context: Context) -> Message:
         _say(f"refused a {message.metadata.message_type} message of run {context.run_id}: {reason}")
+        note_refusal(message, context, reason)
         return Message(Error(INVALID_BUNDLE, reason), reply_to=message)
 
     app = ClientApp()
