@@ -2,8 +2,8 @@
 
     python scripts/supply_chain.py TOOLS FOLDER       TOOLS: an environment with cyclonedx-bom and pip-audit
 
-Writes FOLDER/sbom.json and FOLDER/audit.txt from the locks in docker/. Findings are told and fail nothing: they appear without
-any change here. Where the advisory database cannot be reached, audit.txt says that nothing was checked.
+Writes FOLDER/sbom.json and FOLDER/audit.txt from the locks in docker/. Findings are told and fail nothing: they appear
+without any change here. Where the advisory database cannot be reached, audit.txt says that nothing was checked.
 Exit code 1 only when the bill itself could not be made.
 """
 
@@ -43,7 +43,8 @@ def audit(tools: Path, folder: Path) -> str:
     except subprocess.TimeoutExpired:
         text, checked = "", False
     last = (text.strip().splitlines() or ["no answer"])[-1]
-    told = "checked against the advisory database" if checked else f"NOT checked, the advisory database gave no answer: {last}"
+    unchecked = f"NOT checked, the advisory database gave no answer: {last}"
+    told = "checked against the advisory database" if checked else unchecked
     (folder / "audit.txt").write_text(f"{told}\n\n{text}", encoding="utf-8")
     return f"{folder / 'audit.txt'}: {told}"
 

@@ -116,8 +116,8 @@ def resume(folder: str | Path, listen: Listen = ignore, report: bool = True) -> 
     quiet_libraries()
     opened = RunFolder.open(folder)
     if opened.info.get("status") in ("finished", "early-stopped"):
-        if not (opened.path / "figures").exists():  # the command that would have drawn them was killed
-            draw_figures(opened)
+        if report and not (opened.path / "report.html").exists():  # the command that would have left it was killed
+            leave_report(opened)
         return Run(opened.path)
     config = load_config(opened.path / "config.toml")
     if not config.engine.superlink:  # there a run that is still alive is watched again
