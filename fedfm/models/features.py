@@ -163,7 +163,7 @@ def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: np.ndarray, draw
         drawn = [augment(part[:n], draw) for part, n, draw in zip(pixels, sizes, draws, strict=True)]
         pixels = [np.concatenate([new, part[len(new) :]]) for new, part in zip(drawn, pixels, strict=True)]
     table = np.ascontiguousarray(np.concatenate(pixels))  # the pixels of a site may stand channels last
-    return {"images": torch.from_numpy(table).to(device).to(dtype) / 255}
+    return {"images": torch.from_numpy(table).to(device).to(dtype).div_(255)}
 
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:

@@ -81,6 +81,7 @@ def fit(
         correct, inside, mask[index] if mask is not None and mask.dim() == 2 else mask,
         clip_norm=local.clip_norm, schedule=local.schedule,
     )  # fmt: skip
+    matrix.activate(matrix.rows)
     back = torch.argsort(index)
     matrix.theta[part] = matrix.theta[part][back]
     if rows is not None:
@@ -101,14 +102,14 @@ def _backward(
         is_image = splits[0][0].task == "image-classification"
         with phase("move"):
             batch = collate(splits, device, dtype, augments[:active] if is_image else ())
-        matrix.model.active.rows = active
+        matrix.activate(active)
         with phase("forward"):
             if contrast:
                 contrast.look(batch, rows, active)
             per_site = site_losses(matrix.model(batch.inputs), batch, active)
             total = per_site + contrast.loss(batch, active) if contrast else per_site
         with phase("backward"):
-            total.sum().backward()
+            matrix.differentiate(total.sum(), active)
         losses[:active] += per_site.detach()
 
     return backward
