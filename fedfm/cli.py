@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fedfm import __version__
 from fedfm.commands.complaints import misused, show_error
+from fedfm.commands.site import site_app
 from fedfm.errors import FedfmError, UserError, did_you_mean
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -27,6 +28,7 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
 
 # Arguments are told of in the docstrings: typer 0.20, the newest that flwr allows, loses their help under click 8.5.
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", hidden=True)]

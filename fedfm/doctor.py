@@ -46,7 +46,7 @@ def _packages() -> Finding:
     return Finding("packages", "ok", ", ".join(found))
 
 
-def _flower_version() -> Finding:
+def flower_version() -> Finding:
     try:
         version = metadata.version("flwr")
     except metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def _cores() -> Finding:
     return Finding("cores", "ok", f"{cores}, load {load:.1f}")
 
 
-def _memory() -> Finding:
+def memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
@@ -125,5 +125,5 @@ def _telemetry() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    _python, _packages, _flower_version, _minilm, _device, _cores, _memory, _disk, _writable, _loopback, _telemetry,
+    _python, _packages, flower_version, _minilm, _device, _cores, memory, _disk, _writable, _loopback, _telemetry,
 )  # fmt: skip

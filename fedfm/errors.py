@@ -4,10 +4,12 @@
     ├── UserError                 exit code 2: the input is wrong, nothing was lost
     │   ├── ConfigError           a key, a value, a combination in the run's configuration
     │   ├── DataError             a file, a label, a tag, an image that cannot be used
-    │   └── ModelError            a body that is missing, damaged or unfit
+    │   ├── ModelError            a body that is missing, damaged or unfit
+    │   └── PolicyError           an order that a site's own settings do not allow
     └── RunError                  exit code 1: the run started and could not go on
         ├── TooFewSitesError      fewer usable updates than the minimum
-        └── EngineError           the engine below the run failed
+        ├── EngineError           the engine below the run failed
+        └── AuditError            the record of messages cannot be kept, and without it none leaves
 
 An error carries one or more `Problem`s, each of which says what is wrong, where, and how to mend it.
 """
@@ -69,6 +71,10 @@ class ModelError(UserError):
     code = "FM301"
 
 
+class PolicyError(UserError):
+    code = "FM401"
+
+
 class RunError(FedfmError):
     code = "FM500"
 
@@ -79,6 +85,10 @@ class TooFewSitesError(RunError):
 
 class EngineError(RunError):
     code = "FM502"
+
+
+class AuditError(RunError):
+    code = "FM503"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, create_model, model_validator
 
+from fedfm.config.engine import EngineConfig
 from fedfm.config.sampling import SamplingConfig, ScreeningConfig
 from fedfm.config.section import Finding, Section
 from fedfm.config.simulation import SimulationConfig
@@ -22,27 +22,6 @@ from fedfm.errors import did_you_mean
 Task = Literal["image-classification", "text-classification", "token-classification"]
 Tuning = Literal["head", "layernorm", "lora", "full"]
 GROUPS = ("shared", "domain", "private")
-
-
-class EngineConfig(Section):
-    name: Literal["local", "ray", "flower"] = "local"
-    sites_at_once: int | Literal["auto"] = Field(1, description="rows of the client matrix: a number, or auto")
-    workers: int = Field(1, ge=1, description="processes that train (engine ray)")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of a worker, or the part of one (engine ray)")
-    address: str = Field("", description="a Ray cluster that is already there; empty: one is started here")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
-    threads: int = Field(1, ge=1, description="compute threads of a process that trains")
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    feature_cache: int = Field(1024, ge=0, description="MiB on disk for what frozen layers make of the data")
-    timeout: float = Field(3600.0, gt=0, description="seconds without any reply after which missing sites are left out")
-
-    @field_validator("sites_at_once", mode="before")
-    @classmethod
-    def _auto_or_number(cls, value: Any) -> Any:
-        if value == "auto" or (type(value) is int and value >= 1):
-            return value
-        what = f'must be "auto" or a whole number of at least 1, got {json.dumps(value, default=str)}'
-        raise PydanticCustomError("finding", "{what}", {"what": what})
 
 
 class BodyConfig(Section):

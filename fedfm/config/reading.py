@@ -39,11 +39,11 @@ def load_config(
         if path[:-1] not in unnamed:
             problems.append(Problem(problem.what, places.of(path), problem.mend))
     if problems:
-        raise ConfigError(sorted(problems, key=_line))
+        raise ConfigError(sorted(problems, key=by_line))
     return config
 
 
-def _line(problem: Problem) -> int:
+def by_line(problem: Problem) -> int:
     """For an order from top to bottom; what stands in no line, as on the command line, comes first."""
     line = re.search(r", line (\d+)", problem.where)
     return int(line[1]) if line else 0
@@ -53,7 +53,12 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, str, dict[str, A
     """Text (empty for a mapping), label and content."""
     if isinstance(source, Mapping):
         return "", "configuration", json.loads(json.dumps(source))  # a deep copy in plain types
-    path = Path(source)
+    text, data = read_toml(Path(source))
+    return text, str(source), data
+
+
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Text and content of a TOML file. Raises ConfigError, with the line of what is no TOML."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -63,7 +68,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, str, dict[str, A
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
     try:
-        return text, str(path), tomllib.loads(text + "\n")  # with which it knows the last line too
+        return text, tomllib.loads(text + "\n")  # with which it knows the last line too
     except tomllib.TOMLDecodeError as error:
         line = re.search(r" \(at line (\d+), column \d+\)", str(error))
         where = f"{path}, line {line[1]}" if line else str(path)

@@ -20,18 +20,19 @@ from fedfm.profiling import phase
 
 
 @phase("load")
-def load_site(config: RunConfig, domain: str, site: str) -> Dataset:
+def load_site(config: RunConfig, domain: str, site: str, at_site: str = "") -> Dataset:
     """The data of one site of a domain.
 
     Generated, or a source of its own read whole, or its part of the domain's source. Relative sources are looked up
-    under `data_root`. The labels of a cut source are those of the whole source, at every site.
+    under `data_root`. The labels of a cut source are those of the whole source, at every site. `at_site`: the absolute
+    path of a real site's own source, or "generated"; what the configuration says of sources then counts nothing.
     Raises DataError when the source cannot be read or cut, or the domain has no such site.
     """
     settings = config.domains[domain]
     names = settings.site_names(domain)
     if site not in names:
         raise DataError(f'domain {domain} has no site "{site}"', mend=f"sites are {', '.join(names)}")
-    own = next((table.source for table in settings.site if table.name == site), "")
+    own = at_site or next((table.source for table in settings.site if table.name == site), "")
     source = own or settings.source
     if source == "generated":
         return generate_site(config, domain, site)

@@ -1,4 +1,4 @@
-"""The flower engine: the same two apps under `flwr run`, on Flower's own Ray simulation, watched from here."""
+"""The flower engine: the two apps under `flwr run`, simulated here or (engine.superlink) at sites across machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import tomli_w
 
 from fedfm import __version__, errors
 from fedfm.config import RunConfig
-from fedfm.engines.flower_cli import Simulation, run_flower_app
+from fedfm.engines.flower_cli import FlowerOutcome
+from fedfm.engines.flower_deployment import run_on_superlink
+from fedfm.engines.flower_simulation import Simulation, run_flower_app
 from fedfm.errors import EngineError
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.results.screen import EventTail
@@ -26,26 +28,41 @@ def run_on_flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     path = folder.path.resolve()
     events = path / "events.jsonl"
     tail = EventTail(events, events.stat().st_size if events.exists() else 0)
+    began_at = tail.position
 
     def pass_on() -> None:
         for event in tail.read():
             listen(event)
 
     work = path / "flower"
-    outcome = run_flower_app(
-        write_app(work / "app"),
-        {"config": config.to_toml(), "run-folder": str(path)},
-        Simulation(len(config.sites()), workers=config.engine.workers),
-        work_folder=work,
-        threads=config.engine.threads,
-        on_poll=pass_on,
-    )
+    app = write_app(work / "app")
+    run_config = {"config": config.to_toml(), "run-folder": str(path)}
+    if config.engine.superlink:
+        patience = config.engine.timeout
+        outcome = run_on_superlink(
+            app, run_config, config.engine.superlink, folder, work_folder=work, patience=patience, on_poll=pass_on
+        )
+    else:
+        nodes = Simulation(len(config.sites()), workers=config.engine.workers)
+        outcome = run_flower_app(
+            app, run_config, nodes, work_folder=work, threads=config.engine.threads, on_poll=pass_on
+        )
     pass_on()
     info = folder.info
     if info["status"] == "failed" and "error" in info:
         raise getattr(errors, info["error"], EngineError)(info["reason"])
+    if tail.position == began_at:
+        _raise_unseen(outcome, path)
     outcome.raise_if_unfinished()
     shutil.rmtree(work)  # Flower's own database and logs; a run that failed keeps them
+
+
+def _raise_unseen(outcome: FlowerOutcome, folder: Path) -> None:
+    """Raises EngineError: the ServerApp has ended without a word in the run's folder."""
+    if "there is no such folder" in outcome.log_tail or outcome.status == "completed":
+        what = f"the ServerApp does not see the folder of the run, {folder}"
+        mend = "give `fedfm run` and flower-superexec one disk: runs.folder must be the same place for both"
+        raise EngineError(what, where="runs.folder", mend=mend)
 
 
 def write_app(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fedfm import config as config_module
 from fedfm.config import RunConfig
+from fedfm.engines.flower_deployment import check_deployment
 from fedfm.errors import ConfigError, Problem
 from fedfm.models.body import check_body
 from fedfm.profiling import phase, profile
@@ -34,7 +35,7 @@ def check_engine(config: RunConfig) -> list[Problem]:
     if engine.workers > 1 and engine.name == "local":
         what = "the local engine is one process"
         problems.append(Problem(what, "engine.workers", 'use 1, or engine.name = "ray"'))
-    return problems
+    return problems + (check_deployment(config) if engine.superlink else [])
 
 
 CHECKS = (check_strategy, check_body, check_engine, check_trackers)
@@ -108,8 +109,9 @@ def resume(folder: str | Path, listen: Listen = ignore) -> Run:
     if opened.info.get("status") in ("finished", "early-stopped"):
         return Run(opened.path)
     config = load_config(opened.path / "config.toml")
-    with opened.lock():  # a run that is still alive must not be told that it failed
-        pass
+    if not config.engine.superlink:  # there a run that is still alive is watched again
+        with opened.lock():  # a run that is still alive must not be told that it failed
+            pass
     return _run_in(opened, config, listen)
 
 

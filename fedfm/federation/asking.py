@@ -16,6 +16,7 @@ from fedfm.errors import RunError
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.exchange import exchange, in_order
 from fedfm.federation.journal import Journal
+from fedfm.federation.limits import most_of_tally, most_of_update
 from fedfm.federation.messages import Answer, Order, join_more, read_answer, to_record, write_order
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
 from fedfm.strategies import Strategy
@@ -116,6 +117,7 @@ class Sites:
 
     def _ask(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[Answer]:
         self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, orders)))
+        self.journal.audit.going_out(orders.values())
         return (answer for _, answer in in_order(self._answers(orders, round, phase), list(orders)))
 
     def _order(
@@ -137,10 +139,11 @@ class Sites:
                 timeout = self.config.engine.timeout
                 answer = Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
             else:
-                answer = read_answer(reply)
+                answer = read_answer(reply, self._most(pack, orders[pack], phase))
             if answer.problem is None and answer.sites != pack:
                 sender = " + ".join(answer.sites)
                 answer = Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+            self.journal.audit.came_in(orders[pack], reply, answer.problem)
             if not self.strategy.pools:
                 self.journal.sent(round, phase, pack, self.domain_of(pack[0]), answer.arrays, answer.num_bytes)
             seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
@@ -149,6 +152,14 @@ class Sites:
                 "site-finished", [fields | {"site": site, "seconds": s} for site, s in zip(pack, seconds, strict=True)]
             )
             yield pack, replace(answer, sites=pack)
+
+    def _most(self, pack: Pack, order: Message, phase: str) -> int:
+        """Bytes that the answer to an order may have."""
+        if phase == "train":
+            updates = len(pack) if self.each else 1
+            return most_of_update(order.content["weights"].count_bytes(), len(self.strategy.returns), updates)
+        labels = len(self.roll.domains[self.domain_of(pack[0])].labels)
+        return most_of_tally([self.roll.cards[site] for site in pack], labels, phase)
 
 
 def _of_domain(weights: Arrays, along: Mapping[str, Arrays], names: Sequence[str]) -> Arrays:

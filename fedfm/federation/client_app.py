@@ -10,49 +10,72 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
 from fedfm.errors import DataError, FedfmError
 from fedfm.federation import messages, site, site_data
-from fedfm.federation.messages import Answer, Order
+from fedfm.federation.auditing import audited
+from fedfm.federation.messages import Answer, Order, SiteCard
 from fedfm.federation.pooling import train_pooled
+from fedfm.federation.real_site import real_site
 
-app = ClientApp()
+app = ClientApp(mods=[audited])  # a real site records what comes and goes
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """A card for each site of this node, or all that is wrong with their data."""
-    cards, refused = [], []
+    """A card for each site of this node, or all that is wrong with their data, or why a real site stays out."""
     try:
         config = site_data.parse_config(messages.read_query(message))
-        for name, domain in site_data.sites_of_node(config, context):
-            try:
-                cards.append(site_data.site_card(config, domain, name))
-            except DataError as error:
-                refused += error.problems
-        if refused:
-            raise DataError(list(dict.fromkeys(refused)))
+        here = real_site(context)
+        if here is None:
+            cards = _cards(config, context)
+        else:
+            with here.turning_errors_into_sentences():
+                cards = [here.card(config)]
     except FedfmError as error:
         return messages.write_problem(error, message)
     return messages.write_cards(cards, message)
 
 
+def _cards(config: RunConfig, context: Context) -> list[SiteCard]:
+    cards, refused = [], []
+    for name, domain in site_data.sites_of_node(config, context):
+        try:
+            cards.append(site_data.site_card(config, domain, name))
+        except DataError as error:
+            refused += error.problems
+    if refused:
+        raise DataError(list(dict.fromkeys(refused)))
+    return cards
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Local training of a pack of sites, or, where a bound is asked for, on their pooled data."""
-    return _work(lambda order, received: (train_pooled if order.cards else site.train)(order, received), message)
+    return _work(_train, message, context)
+
+
+def _train(order: Order, received: Arrays) -> Answer:
+    return (train_pooled if order.cards else site.train)(order, received)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """The received model on one split of a pack of sites."""
-    return _work(site.evaluate, message)
+    return _work(site.evaluate, message, context)
 
 
-def _work(job: Callable[[Order, Arrays], Answer], message: Message) -> Message:
+def _work(job: Callable[[Order, Arrays], Answer], message: Message, context: Context) -> Message:
     started = time.perf_counter()
     try:
         order, received = messages.read_order(message)
-        answer = job(order, received)
+        here = real_site(context)
+        if here is None:
+            answer = job(order, received)
+        else:
+            with here.turning_errors_into_sentences():
+                order = here.accept(order, received)
+                answer = here.release(order, received, job(order, received))
     except FedfmError as error:
         return messages.write_problem(error, message)
     share = (time.perf_counter() - started) / len(order.sites)  # the sites of a pack work at the same time

@@ -16,6 +16,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
+from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
 from fedfm.federation.exchange import exchange
 from fedfm.federation.messages import SiteCard, read_cards, write_query
 from fedfm.profiling import phase
@@ -38,7 +39,9 @@ class Roll:
 
 
 @phase("load")
-def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECONDS) -> Roll:
+def enrol(
+    grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECONDS, audit: CoordinatorRecord = UNRECORDED
+) -> Roll:
     """Ask every node for its sites until all sites of the configuration are there.
 
     Raises a site's own error where its data are refused, EngineError when sites are missing or claimed twice.
@@ -50,12 +53,15 @@ def enrol(grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECO
         asked |= set(fresh.values())
         text = json.dumps(config.to_dict())
         orders = {key: write_query(text, node) for key, node in fresh.items()}
+        audit.going_out(orders.values())
         for key, reply in exchange(grid, orders, timeout):
+            problem, cards = None, []
             try:
-                cards = [] if reply is None else read_cards(reply)
+                cards = [] if reply is None else read_cards(reply, len(expected))
             except FedfmError as error:
+                problem = error
                 problems.append(error)
-                continue
+            audit.came_in(orders[key], reply, problem)
             for card in cards:
                 _enter(roll, card, fresh[key], expected)
         missing = [site for site in expected if site not in roll.nodes]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 from flwr.app import Message
+from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "name_message", "take_identity"]
+__all__ = ["Run", "Tasks", "name_message", "play", "take_identity"]
 
 
 def take_identity() -> None:
@@ -18,3 +22,54 @@ def take_identity() -> None:
 def name_message(message: Message, name: str) -> None:
     """Give a message the id that a SuperLink would have given it."""
     message.metadata.__dict__["_message_id"] = name
+
+
+class Tasks:
+    """What a SuperNode in process isolation has to do, from its Runtime API at `address` (host:port, plain HTTP on
+    loopback); `secret` is that of its --superexec-auth-secret-file."""
+
+    def __init__(self, address: str, secret: bytes):
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+        from flwr.supercore.retry import make_simple_http_retry_invoker
+        from flwr.supercore.runtime import RuntimeHttpClient
+
+        self.client = RuntimeHttpClient.from_server_address(
+            address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                SuperExecAuthHttpInterceptor(
+                    master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+                ),
+            ],
+            retry_invoker=make_simple_http_retry_invoker(),
+        )
+
+    def take(self) -> tuple[str, str] | None:
+        """Kind (such as "flwr-clientapp") and token of the next task; None where there is nothing to do."""
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.constant import TaskType
+
+        found = self.client.AcquireTask(AcquireTaskRequest(supported_task_types=set(TaskType)))
+        return (found.task.type, found.token) if found.HasField("task") and found.token else None
+
+
+def play(address: str, token: str, app_for: Callable[[bytes], ClientApp]) -> None:
+    """Do a task as Flower's own `flwr-clientapp` does, with the app that `app_for` has for its bundle.
+
+    Two steps of Flower's are taken out: it would unpack the bundle, put its folder first on `sys.path`, and import the
+    app from there. Raises SystemExit at the end, as Flower's command does.
+    """
+    from flwr.supernode.runtime import run_clientapp as flower
+
+    chosen: list[ClientApp] = []
+    replaced = {
+        "install_from_fab": lambda content, skip_prompt: chosen.append(app_for(content)),
+        "get_load_client_app_fn": lambda **_: lambda fab_id, fab_version, fab_hash: chosen[0],
+    }
+    for name, function in replaced.items():
+        if not hasattr(flower, name):
+            raise RuntimeError(f"this Flower has no {name}: fedfm is written for flwr 1.41")
+        setattr(flower, name, function)
+    flower.run_clientapp(address, token, insecure=True, parent_pid=os.getppid())

@@ -15,7 +15,7 @@ from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
-from fedfm.federation.screening import reason_to_leave_out
+from fedfm.federation.screening import reason_not_to_believe, reason_to_leave_out
 from fedfm.strategies import Update
 from fedfm.strategies.base import two_level_mean
 from fedfm.strategies.lora import from_rank
@@ -112,7 +112,8 @@ class Intake:
             return answer.num_bytes
         size = self._bytes_of_update(domain, answer.sites[0])
         compressed = dict(zip(answer.sites, answer.metrics.get("update-bytes", ()), strict=False))
-        return sum(int(compressed.get(site, size)) for site in sent)
+        told = [compressed.get(site, size) for site in sent]
+        return sum(int(bytes_up) if 0 <= bytes_up < math.inf else size for bytes_up in told)
 
     def _bytes_of_update(self, domain: str, site: str) -> int:
         """What a site of the domain sends in this round, were it alone."""
@@ -157,6 +158,9 @@ class Intake:
         if ENCODED not in more:
             return answer
         expected = self.sites.expected(self.weights, sent[0], self.count.number)
+        known = {"", *expected}  # some encodings add #what to the name of a tensor, some have one for all
+        if foreign := [*own, *(name for name in more[ENCODED] if name.partition("#")[0] not in known)]:
+            raise ValueError(f"it also holds {foreign[0]}")
         own |= decode(self.config, more.pop(ENCODED), expected)
         return replace(answer, arrays=join_more(own, more))
 
@@ -169,6 +173,9 @@ class Intake:
         for what in self.sites.strategy.returns if not reason else ():
             beside = reason_to_leave_out(more.get(what, {}), expected, examples, loss, 0.0, dtype)
             reason = f"{what}: {beside}" if beside else ""
+        if not reason and (foreign := sorted(more.keys() - set(self.sites.strategy.returns))):
+            reason = f'it also holds tensors of "{foreign[0]}", which this strategy does not ask for'
+        reason = reason or reason_not_to_believe(told, self.sites.strategy)
         held = self.sites.roll.cards[site].num_examples("train")
         if not reason and examples > held:
             reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
@@ -184,9 +191,9 @@ class Intake:
         self.count.dropped += len(reasons)
         for site, reason in reasons.items():
             domain = self.sites.domain_of(site)
-            self.sites.journal.tell(
-                "update-left-out", round=self.count.number, site=site, domain=domain, reason=self._hint(reason, domain)
-            )
+            about = {"round": self.count.number, "site": site, "domain": domain, "reason": self._hint(reason, domain)}
+            self.sites.journal.audit.left_out(**about)
+            self.sites.journal.tell("update-left-out", **about)
 
     def _journal(self, answer: Answer, used: list[str]) -> None:
         count, journal = self.count, self.sites.journal

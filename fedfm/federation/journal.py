@@ -7,6 +7,7 @@ from typing import Any
 
 from fedfm.arrays import Arrays, sha256
 from fedfm.config import BodyConfig, RunConfig
+from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
 from fedfm.federation.enrolment import Roll
 from fedfm.federation.messages import SiteCard
 from fedfm.results.run_folder import Listen, RunFolder
@@ -16,13 +17,19 @@ TRUNCATED_SHARE = 0.05  # of a site's texts that are cut at the maximum length: 
 
 
 class Journal:
-    """Writes to one run folder; `listen` hears every event that the folder gets."""
+    """Writes to one run folder; `listen` hears every event that the folder gets.
 
-    def __init__(self, folder: RunFolder, listen: Listen):
-        self.folder, self.listen = folder, listen
+    `audit`: where messages are recorded one by one, as they are across machines; what left each site then stands there
+    and in no sent.csv.
+    """
+
+    def __init__(self, folder: RunFolder, listen: Listen, audit: CoordinatorRecord = UNRECORDED):
+        self.folder, self.listen, self.audit = folder, listen, audit
         self._warned: set[str] = set()
 
     def tell(self, kind: str, **fields: Any) -> None:
+        if self.audit.head and kind in ("round-finished", "run-finished"):
+            self.folder.update(audit_sha256=self.audit.head)  # who has this sees if the record's end is cut off
         self.listen(self.folder.event(kind, **fields))
 
     def warn_once(self, message: str) -> None:
@@ -54,6 +61,8 @@ class Journal:
         self, round: int, phase: str, sites: Sequence[str], domain: str, arrays: Arrays, num_bytes: int
     ) -> None:  # fmt: skip
         """Rows of sent.csv: what a message from these sites holds; `together` says how many of them share it."""
+        if self.audit.audit is not None:
+            return
         what = "update" if phase == "train" else f"tally of {phase}"
         row = {"round": round, "domain": domain, "what": what, "together": len(sites), "tensors": len(arrays)}
         digest = sha256(arrays) if arrays else ""

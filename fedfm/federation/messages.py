@@ -17,24 +17,26 @@ body is in any message.
 
 from __future__ import annotations
 
-import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedfm import errors
 from fedfm.arrays import Arrays
 from fedfm.config import Task
 from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
+from fedfm.federation.wire import from_record, size_of, to_record
 from fedfm.profiling import phase
 
 MORE = ">"  # between what a strategy sends beside the weights and the tensor's name
-NUMPY = "numpy.ndarray"  # Flower's name for arrays that travel as .npy files
+ANSWER_RECORDS = {"arrays", "metrics", "meta", "audit"}  # the last of a site that keeps a record of its messages
+LARGEST_CARD = 2**20  # bytes, of one site: names, counts and digests
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Order:
     rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
     cards: tuple[DomainCard, ...] = ()  # train only: the domains whose data are pooled; empty: each site for itself
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,43 +100,6 @@ class Answer:
     problem: FedfmError | None = None
 
 
-@lru_cache(maxsize=4096)
-def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, bytes]:
-    """The name of a dtype, and what `np.save` writes before the values."""
-    stream = io.BytesIO()
-    fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, fields)
-    return str(dtype), stream.getvalue()
-
-
-def _to_array(value: np.ndarray) -> Array:
-    """As `Array(value)`: the bytes of a .npy file, whose header is made once for each dtype and shape."""
-    dtype, header = _npy_header(value.dtype, value.shape)
-    return Array(dtype, value.shape, NUMPY, header + value.tobytes())
-
-
-def _from_array(array: Array) -> np.ndarray:
-    """As `array.numpy()`, without a copy and a parser where the header is the one that `_to_array` writes."""
-    _, header = _npy_header(np.dtype(array.dtype), tuple(array.shape))
-    if array.stype != NUMPY or not array.data.startswith(header):
-        return array.numpy()
-    values = np.frombuffer(array.data, np.dtype(array.dtype), offset=len(header))
-    return values.reshape(array.shape)
-
-
-@phase("move")
-def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, value in arrays.items():  # one by one: given a dictionary, the record would build every Array again
-        record[name] = _to_array(np.asarray(value))
-    return record
-
-
-def from_record(record: ArrayRecord) -> Arrays:
-    """The arrays of a record, which may be views of it and not be written to."""
-    return {name: _from_array(value) for name, value in record.items()}
-
-
 def write_query(config: str, node: int) -> Message:
     record = RecordDict({"order": ConfigRecord({"config": config})})
     return Message(content=record, message_type="query", dst_node_id=node)
@@ -148,10 +114,26 @@ def write_cards(cards: Sequence[SiteCard], query: Message) -> Message:
     return Message(RecordDict({"cards": ConfigRecord({"json": text})}), reply_to=query)
 
 
-def read_cards(reply: Message) -> list[SiteCard]:
-    """The cards of a node's sites. Raises the site's own error where it refused."""
-    _raise_problem(reply)
-    return [_card(row) for row in json.loads(str(reply.content["cards"]["json"]))]
+def read_cards(reply: Message, sites: int = 1) -> list[SiteCard]:
+    """The cards of a node's sites, of which there are at most `sites`.
+
+    Raises the site's own error where it refused, RunError where the reply cannot be read.
+    """
+    try:
+        if not reply.has_error():
+            _check_size(reply.content, sites * LARGEST_CARD)
+        _raise_problem(reply)
+        return [_card(row) for row in json.loads(str(reply.content["cards"]["json"]))]
+    except FedfmError:
+        raise
+    except Exception as error:  # whatever a node sends
+        raise errors.RunError(f"a node's card cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _check_size(content: RecordDict, most: int) -> None:
+    size = size_of(content)
+    if size > most:
+        raise ValueError(f"it is {size} bytes, and what was asked for is at most {most}")
 
 
 def _card(row: dict) -> SiteCard:
@@ -208,10 +190,17 @@ def write_answer(answer: Answer, order: Message) -> Message:
 
 
 @phase("move")
-def read_answer(reply: Message) -> Answer:
-    """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`."""
+def read_answer(reply: Message, most: int = sys.maxsize) -> Answer:
+    """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`.
+
+    `most`: bytes that it may have; what is larger is not decoded.
+    """
     try:
+        if not reply.has_error():
+            _check_size(reply.content, most)
         _raise_problem(reply)
+        if strange := sorted(reply.content.keys() - ANSWER_RECORDS):
+            raise ValueError(f"it holds what was not asked for: {strange[0]}")
         record, meta = reply.content["arrays"], reply.content["meta"]
         sites = tuple(map(str, meta["sites"]))
         metrics = {name: list(map(float, values)) for name, values in reply.content["metrics"].items()}

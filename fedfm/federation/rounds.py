@@ -20,6 +20,7 @@ from fedfm.config import RunConfig
 from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Sites
 from fedfm.federation.asynchrony import advance, begin, next_done
+from fedfm.federation.auditing import CoordinatorRecord
 from fedfm.federation.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fedfm.federation.enrolment import enrol, first_weights, idle_patterns, refuse_changed_data, save_cards
 from fedfm.federation.faults import draw_faults, present
@@ -29,6 +30,7 @@ from fedfm.federation.packing import rows_of_domains
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score
 from fedfm.profiling import phase
+from fedfm.results.audit import Audit
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import Round, Strategy, make_strategy
 from fedfm.strategies.base import State
@@ -42,7 +44,8 @@ class RoundLoop:
         strategy: Strategy | None = None,
     ):  # fmt: skip
         self.grid, self.config, self.folder = grid, config, folder
-        self.journal = Journal(folder, listen)
+        audit = Audit(folder.path / "audit.jsonl") if config.engine.superlink else None
+        self.journal = Journal(folder, listen, CoordinatorRecord(audit, grid))
         self.strategy = strategy or make_strategy(config.strategy)
         self.file = folder.path / "checkpoint" / "state.safetensors"
 
@@ -59,7 +62,7 @@ class RoundLoop:
                 shutil.rmtree(self.folder.path / "cache", ignore_errors=True)  # what the sites' processes kept there
 
     def _run(self) -> Scores:
-        roll = enrol(self.grid, self.config, self.config.engine.timeout)
+        roll = enrol(self.grid, self.config, self.config.engine.timeout, audit=self.journal.audit)
         start, names = first_weights(self.config, roll)
         now = load_checkpoint(self.file)
         if now is not None:

@@ -13,6 +13,7 @@ from statistics import fmean
 from fedfm.arrays import Arrays
 from fedfm.federation.asking import Packed, Sites
 from fedfm.federation.messages import Answer
+from fedfm.federation.screening import reason_not_to_count
 from fedfm.profiling import phase
 from fedfm.strategies.base import State
 from fedfm.training.metrics import PRIMARY, Tally, classification_report, metrics, pool, unstack
@@ -73,6 +74,8 @@ def _score(sites: Sites, packed: Packed, round: int, split: str, model: str) -> 
         for site, tally in tallies.items():
             card = sites.roll.domains[domain]
             try:
+                if reason := reason_not_to_count(tally, card, sites.roll.cards[site].num_examples(split)):
+                    raise ValueError(reason)
                 values = metrics(card.task, tally, card.labels)
                 counted.setdefault(domain, []).append(tally)
             except Exception as error:  # a site that cannot score must not end the run of the others

@@ -14,7 +14,6 @@ from flwr.app import Context
 
 from fedfm.config import RunConfig, Task, load_config
 from fedfm.domains import Dataset, forget_sources, label_counts, load_site
-from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError
 from fedfm.federation.messages import Order, SiteCard
 from fedfm.profiling import phase
@@ -47,9 +46,9 @@ def sites_of_node(config: RunConfig, context: Context) -> list[tuple[str, str]]:
 
 
 @phase("load")
-def site_card(config: RunConfig, domain: str, site: str) -> SiteCard:
-    """Read and check the site's data and describe them. Raises DataError."""
-    data = load_site(config, domain, site)
+def site_card(config: RunConfig, domain: str, site: str, source: str = "") -> SiteCard:
+    """Read and check the site's data and describe them; `source` as in `load_site`. Raises DataError."""
+    data = load_site(config, domain, site, source)
     shape, words = None, 0.0
     if data.task == "image-classification":
         _, height, width, channels = data.train.inputs.shape
@@ -124,7 +123,7 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     place = Path(order.folder) / "cache" / domain if order.folder and Path(order.folder).is_dir() else None
     file = place and place / f"{site}-{split}.npz"
     key = order.folder, order.config, order.card, site, split
-    features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order.card, site, split, body.tokenizer))
+    features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order, site, split, body.tokenizer))
     kind = frozen_below(model)
     if not kind:
         return features
@@ -140,10 +139,11 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     return frozen
 
 
-def _make(config: RunConfig, card: DomainCard, site: str, split: str, tokenizer) -> Features:
+def _make(config: RunConfig, order: Order, site: str, split: str, tokenizer) -> Features:
     from fedfm.models.features import featurize
 
-    data = load_site(config, card.domain, site)
+    card = order.card
+    data = load_site(config, card.domain, site, order.source)
     examples = data.splits()[split].relabel(_label_map(data, card.labels))
     return featurize(examples, tokenizer, config.local_for(card.domain).max_length)
 

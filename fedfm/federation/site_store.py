@@ -12,12 +12,12 @@ from fedfm.arrays import Arrays
 
 def save_private(folder: Path, site: str, round: int, tensors: Mapping[str, np.ndarray]) -> None:
     """Keep a site's tensors of a round under `folder`; a kill leaves the whole file or none."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     place = folder / site
     place.mkdir(parents=True, exist_ok=True)
     fresh = place / f"{round:06d}.tmp"
-    save_file(dict(tensors), fresh)
+    fresh.write_bytes(save(dict(tensors)))  # save_file has an error of its own for a full disk, this an OSError
     fresh.replace(place / f"{round:06d}.safetensors")
 
 
@@ -27,3 +27,8 @@ def read_private(folder: Path, site: str, last: int) -> Arrays | None:
 
     files = [file for file in sorted((folder / site).glob("*.safetensors")) if int(file.stem) <= last]
     return load_file(files[-1]) if files else None
+
+
+def drop_private(folder: Path, site: str, round: int) -> None:
+    """Forget what the site kept in a round, which then counts for nobody."""
+    (folder / site / f"{round:06d}.safetensors").unlink(missing_ok=True)

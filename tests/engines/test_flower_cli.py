@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from engine_helpers import processes_of
 
-from fedfm.engines import flower_cli
-from fedfm.engines.flower_cli import FlowerOutcome, Simulation, flower_environment, run_flower_app, tail
+from fedfm.engines import flower_cli, flower_simulation
+from fedfm.engines.flower_cli import FlowerOutcome, flower_environment, tail
+from fedfm.engines.flower_simulation import Simulation, run_flower_app
 from fedfm.errors import EngineError
 
 FAKE_SUPERLINK = """
@@ -62,7 +63,7 @@ def fake_flower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         script = tmp_path / name
         script.write_text(f"#!{sys.executable} -S\n{code}")
         script.chmod(0o755)
-    monkeypatch.setattr(flower_cli, "_script", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(flower_cli, "script", lambda name: str(tmp_path / name))
     monkeypatch.setenv("FAKE_STATUS", "finished:completed")
     monkeypatch.setenv("FAKE_DETAIL", "N/A")
     return tmp_path / "work"
@@ -141,13 +142,13 @@ def test_a_superlink_that_does_not_start_in_time(fake_flower: Path, monkeypatch)
 
 
 def test_another_port_is_tried_when_one_is_taken(fake_flower: Path, monkeypatch) -> None:
-    free = flower_cli._free_port
+    free = flower_simulation._free_port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         ports = [taken.getsockname()[1]]
-        monkeypatch.setattr(flower_cli, "_free_port", lambda: ports.pop() if ports else free())
+        monkeypatch.setattr(flower_simulation, "_free_port", lambda: ports.pop() if ports else free())
         assert run_fake(fake_flower).status == "completed"
-        monkeypatch.setattr(flower_cli, "_free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr(flower_simulation, "_free_port", lambda: taken.getsockname()[1])
         with pytest.raises(EngineError, match=r"(?s)did not start \(exit status 1\).*address already in use"):
             run_fake(fake_flower)
 

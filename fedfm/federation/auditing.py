@@ -1,0 +1,230 @@
+"""What crosses between a site and its coordinator, as each of the two writes it into its own audit.jsonl.
+
+Both describe a message by the same functions, from the message itself. What goes out is sealed before it goes, and
+takes the digest of its line along; who gets it writes that digest down as `head`. Each side thus holds witness of the
+other's record up to the last message that came, ends included (`results.agreement` compares the two).
+
+    out, in of           fields beside flower_run, run, round, phase, site, domain, peer
+    query                config (sha256 of the configuration that the coordinator sends)
+    order                config, tensors [[name, shape, dtype, bytes], ...], bytes, sha256 of the tensors
+    card                 bytes, sha256 of the text
+    update, tally        tensors, bytes, sha256, numbers {name: [text of each site's]}, left_out {site: reason}
+    refusal              reasons
+
+A message that got no answer, an answer that cannot be read, an update that was left out, and a site's app that failed
+are lines of one side: `no-answer`, `unreadable`, `left-out`, `failed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedfm.arrays import sha256
+from fedfm.config.site import load_site_settings
+from fedfm.errors import AuditError, FedfmError, RunError
+from fedfm.federation.keys import fingerprint, fingerprint_of_file
+from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
+from fedfm.results.audit import Audit
+
+WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
+Facts = dict[str, Any]
+
+
+def facts_of(message: Message) -> Facts:
+    """What a query or an order is about: the same at both ends."""
+    about = {"flower_run": str(message.metadata.run_id), "run": "", "round": 0, "phase": "query", "site": ""}
+    if message.metadata.message_type == "query":
+        return about | {"domain": "", "config": _sha256(read_query(message))}
+    order, _ = read_order(message)
+    return about | {
+        "run": Path(order.folder).name, "round": order.round, "phase": order.split or "train",
+        "site": "+".join(order.sites), "domain": order.card.domain, "config": _sha256(order.config),
+    }  # fmt: skip
+
+
+def kind_of(message: Message, reply: Message | None = None) -> str:
+    """ "query" or "order"; of a reply "card", "update", "tally" or "refusal"."""
+    kind = message.metadata.message_type
+    if reply is None:
+        return "query" if kind == "query" else "order"
+    if "problem" in reply.content:
+        return "refusal"
+    return {"query": "card", "train": "update", "evaluate": "tally"}[kind]
+
+
+def contents(content: RecordDict, kind: str) -> Facts:
+    """What a message of a kind holds: tensors by name, shape, dtype and size, a digest, and what is told beside."""
+    if kind == "query":
+        return {}
+    if kind == "refusal":
+        problems = json.loads(str(content["problem"]["problems"]))
+        return {"reasons": [str(problem["what"]) for problem in problems]}
+    if kind == "card":
+        text = str(content["cards"]["json"])
+        return {"bytes": len(text.encode()), "sha256": _sha256(text)}
+    held = tensors_of(content.array_records)
+    if kind != "order":
+        told, meta = content["metrics"], content["meta"]
+        held["numbers"] = {name: [repr(float(value)) for value in values] for name, values in told.items()}
+        held["left_out"] = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+    return held
+
+
+def tensors_of(records: Mapping[str, ArrayRecord]) -> Facts:
+    """The tensors of the records of a message. Of several records each lends its tensors its name."""
+    several = len(records) > 1
+    arrays = {
+        f"{record}:{name}" if several else name: value
+        for record, tensors in records.items()
+        for name, value in from_record(tensors).items()
+    }
+    listed = [[name, list(map(int, a.shape)), str(a.dtype), int(a.nbytes)] for name, a in sorted(arrays.items())]
+    return {"tensors": listed, "bytes": sum(map(size_of, records.values())), "sha256": sha256(arrays)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _head_of(content: RecordDict) -> str:
+    """The sender's witness; "" where it gives none that can be one."""
+    head = str(content[WITNESS].get("head", "")) if WITNESS in content else ""
+    return head if len(head) == 64 and head.isascii() else ""
+
+
+# ---- at a site ------------------------------------------------------------------------------------------------------
+
+
+def audited(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """A mod of the ClientApp: at a real site each message is on the disk before it is worked on, or sent."""
+    try:
+        record = record_of(context)
+        about = record.received(message) if record else {}
+    except FedfmError as error:
+        return _unrecorded(error, message)
+    if record is None:
+        return call_next(message, context)
+    try:
+        reply = call_next(message, context)
+    except Exception as error:
+        record.audit.add("failed", **about, reason=type(error).__name__)
+        raise  # Flower tells the coordinator
+    try:
+        return record.sent(about, message, reply)
+    except AuditError as error:
+        return _unrecorded(error, message)
+
+
+def _unrecorded(error: FedfmError, message: Message) -> Message:
+    """Without a record nothing leaves a site, this sentence apart."""
+    print(f"fedfm: {error}", file=sys.stderr, flush=True)
+    what = f"the site keeps no record of its messages, and so sends nothing: {error.problems[0].what}"
+    return write_problem(RunError(what, mend="at the site: fedfm site check"), message)
+
+
+def record_of(context: Context) -> SiteRecord | None:
+    """The record of the site whose settings the node configuration names; None in a simulation. Raises ConfigError."""
+    path = context.node_config.get("settings")
+    if not path:
+        return None
+    settings = load_site_settings(str(path))
+    return SiteRecord(
+        Audit(Path(settings.state) / "audit.jsonl"), fingerprint_of_file(Path(settings.coordinator.private_key))
+    )
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What a site writes of its messages. `peer`: the fingerprint of its own key, by which the coordinator knows it."""
+
+    audit: Audit
+    peer: str
+
+    def received(self, message: Message) -> Facts:
+        """Seal what came; what it is about, for the line of its answer."""
+        try:
+            about, kind = facts_of(message) | {"peer": self.peer}, kind_of(message)
+            held = contents(message.content, kind)
+        except Exception as error:  # of another version of fedfm, or of somebody else
+            self.audit.add("unreadable", peer=self.peer, reason=f"{type(error).__name__}: {error}")
+            raise RunError("a message of the coordinator cannot be read") from None
+        self.audit.add(f"{kind}-in", **about, **held, head=_head_of(message.content))
+        del about["config"]
+        return about
+
+    def sent(self, about: Facts, message: Message, reply: Message) -> Message:
+        """Seal what is about to go; the reply, with its witness."""
+        kind = kind_of(message, reply)
+        entry = self.audit.add(f"{kind}-out", **about, **contents(reply.content, kind))
+        reply.content[WITNESS] = ConfigRecord({"head": entry.sha256})
+        return reply
+
+
+# ---- at the coordinator ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CoordinatorRecord:
+    """What the coordinator writes of its messages; nothing where `audit` is None, as in a simulation."""
+
+    audit: Audit | None = None
+    grid: Grid | None = None
+    head: str = ""
+    _peers: dict[int, str] = field(default_factory=dict)
+
+    def going_out(self, messages: Iterable[Message]) -> None:
+        """Seal messages that are about to be sent, and give each its witness. Their tensors are digested once."""
+        if self.audit is None:
+            return
+        known: dict[int, Facts] = {}  # of records, which live as long as the messages that share them
+        for message in messages:
+            about, records = facts_of(message), message.content.array_records
+            held = known.setdefault(id(records["weights"]), tensors_of(records)) if records else {}
+            peer = self.peer(message.metadata.dst_node_id)
+            self._add(f"{kind_of(message)}-out", **about, peer=peer, **held)
+            message.content[WITNESS] = ConfigRecord({"head": self.head})
+
+    def came_in(self, message: Message, reply: Message | None, problem: FedfmError | None) -> None:
+        """Seal the answer to a message: None where there is none. `problem`: why it cannot be used, where it cannot."""
+        if self.audit is None:
+            return
+        about = facts_of(message) | {"peer": self.peer(message.metadata.dst_node_id)}
+        del about["config"]
+        if reply is None or reply.has_error():
+            self._add("no-answer", **about, reason=str(problem))
+            return
+        kind, head = kind_of(message, reply), _head_of(reply.content)
+        try:
+            held = contents(reply.content, kind) if problem is None or kind == "refusal" else None
+        except Exception:  # a refusal that is none
+            held = None
+        if held is None:
+            self._add("unreadable", **about, reason=str(problem), bytes=size_of(reply.content), head=head)
+        else:
+            self._add(f"{kind}-in", **about, **held, head=head)
+
+    def left_out(self, round: int, site: str, domain: str, reason: str) -> None:
+        """Seal that a site's update was not used."""
+        if self.audit is not None:
+            self._add("left-out", round=round, site=site, domain=domain, reason=reason)
+
+    def _add(self, kind: str, **fields: Any) -> None:
+        self.head = self.audit.add(kind, **fields).sha256
+
+    def peer(self, node: int) -> str:
+        """The fingerprint of the key by which a SuperLink knows a node; without keys, the number of the node."""
+        if node not in self._peers:
+            self._peers |= {info.node_id: fingerprint(info.public_key) for info in self.grid.get_nodes()}
+        return self._peers.get(node) or f"node {node}"
+
+
+UNRECORDED = CoordinatorRecord()  # of a simulation

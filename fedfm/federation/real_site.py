@@ -1,0 +1,117 @@
+"""A site with a site.toml: what it is asked is held against its settings, and so is what it is about to send.
+
+A message is a process of its own here: whatever must be remembered lies on the site's disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import Context
+
+from fedfm.arrays import Arrays
+from fedfm.config import RunConfig
+from fedfm.config.site import SiteSettings, load_site_settings
+from fedfm.domains import load_site
+from fedfm.errors import DataError, FedfmError, PolicyError, Problem, RunError
+from fedfm.federation import policy
+from fedfm.federation.messages import Answer, Order, SiteCard
+from fedfm.federation.site_data import forget_data, parse_config, site_card
+from fedfm.federation.site_disk import Releases, check_same_data, run_folder
+from fedfm.federation.site_store import drop_private
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def real_site(context: Context) -> RealSite | None:
+    """The site of a node that was started with `settings` in its node configuration; None in a simulation."""
+    path = context.node_config.get("settings")
+    return RealSite(load_site_settings(str(path))) if path else None
+
+
+@dataclass(frozen=True)
+class RealSite:
+    """`settings` as its site.toml has them."""
+
+    settings: SiteSettings
+
+    def card(self, config: RunConfig) -> SiteCard:
+        """What the site tells of itself to a run that it allows; of its data's path only the last name."""
+        settings = self.settings
+        _refuse(policy.problems_of_run(settings, config))
+        with self._telling_no_data():
+            card = site_card(config, settings.domain, settings.site, settings.source)
+        _refuse(policy.problems_of_examples(settings, card.num_examples("train")))
+        return replace(card, source=Path(settings.source).name)
+
+    def accept(self, order: Order, received: Arrays) -> Order:
+        """The order as this site follows it: on its own data, with its own folder for what it keeps.
+
+        Raises PolicyError, or DataError where the data are not those of the run's first order.
+        """
+        settings, config = self.settings, parse_config(order.config)
+        released = Releases(Path(settings.state)).count()
+        _refuse(policy.problems_of_order(settings, config, order, received, released))
+        folder = run_folder(Path(settings.state), order.folder)
+
+        def digest() -> str:
+            forget_data()  # what this process may have read of them before
+            with self._telling_no_data():
+                return load_site(config, settings.domain, settings.site, settings.source).sha256
+
+        check_same_data(folder, settings.source, digest)
+        return replace(order, source=settings.source, folder=str(folder))
+
+    def release(self, order: Order, received: Arrays, answer: Answer) -> Answer:
+        """The answer, once it may leave and, if it is an update, has been counted. Raises PolicyError."""
+        for reason in answer.left_out.values():
+            self.say(reason)
+        is_update = bool(answer.arrays) and not order.split
+        counted = Releases(Path(self.settings.state)).one_more() if is_update else nullcontext(0)
+        try:
+            with counted as released:
+                _refuse(policy.problems_of_answer(self.settings, order, received, answer, released))
+        except FedfmError:
+            drop_private(Path(order.folder) / "checkpoint" / "sites", self.settings.site, order.round)
+            raise
+        return replace(answer, left_out=dict.fromkeys(answer.left_out, self._unusable()))
+
+    @contextmanager
+    def turning_errors_into_sentences(self) -> Iterator[None]:
+        """A full disk is no fault of the program; and what is refused stands in the site's own log too."""
+        try:
+            yield
+        except OSError as error:
+            what = "is full" if error.errno in FULL else f"cannot be used: {error.strerror}"
+            self.say(f"the disk {what} ({error.filename or self.settings.state})")
+            mend = "at the site: make room, then fedfm site check"
+            raise RunError(f'the disk of site "{self.settings.site}" {what}', mend=mend) from None
+        except FedfmError as error:
+            self.say(str(error))
+            raise
+
+    def say(self, words: str) -> None:
+        """A line for the site's own log."""
+        print(f"fedfm: {words}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _telling_no_data(self) -> Iterator[None]:
+        """What is wrong with data names files, lines and labels: that is for the site's own log."""
+        try:
+            yield
+        except DataError as error:
+            self.say(str(error))
+            raise DataError(self._unusable(), mend="at the site: fedfm site check") from None
+
+    def _unusable(self) -> str:
+        return f'the data of site "{self.settings.site}" cannot be used; its own log says why'
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise PolicyError(problems)

@@ -1,0 +1,106 @@
+"""What does a real site's work: it takes messages from the site's SuperNode and plays each in a process of its own.
+
+    python -m fedfm.federation.site_worker ADDRESS SECRET_FILE
+
+It stands in the place of Flower's SuperExec, which starts an interpreter for every message, unpacks the run's bundle
+and imports the app from it. Here
+
+- code comes from this installation and from nowhere else: a bundle is looked at, never unpacked. One that carries code,
+  or names other components, gets an error reply with the reason; so does every task that is no ClientApp (Flower also
+  knows agents, connectors, models: a run that is one would have its code run at the sites);
+- libraries are imported once: a message is played in a fork of this process, which takes milliseconds. What a message
+  leaves in memory still ends with it.
+
+Flower's trusted entities (`flower-supernode --trusted-entities`) are not used. They let a site demand that a bundle be
+signed by a key that it knows, which says who made it, not what is in it, and SuperLink must offer the signatures
+("valid_license"), which the one of the open source does not: with them on, every run is refused. Here no bundle's code
+runs, signed or not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from fedfm.federation.bundle import faults_of_bundle
+from fedfm.federation.flower_private import Tasks, play
+
+POLL_SECONDS = 0.2
+CLIENT_TASK = "flwr-clientapp"
+INVALID_BUNDLE = 7  # of Flower's error codes
+WARM = (  # what messages import, so that they need not
+    "flwr.supernode.runtime.run_clientapp", "fedfm.federation.client_app", "fedfm.models.body", "fedfm.models.features",
+    "fedfm.models.feature_files", "fedfm.models.frozen", "fedfm.models.site_model", "fedfm.training.evaluation",
+    "fedfm.training.fit", "fedfm.training.local_round", "fedfm.training.matrix", "safetensors.numpy",
+)  # fmt: skip
+
+
+def work(address: str, secret: bytes) -> None:
+    """Take and play messages for ever. `address`: of the SuperNode's Runtime API, host:port on loopback."""
+    for name in WARM:
+        import_module(name)
+    tasks = Tasks(address, secret)
+    print("fedfm: ready to work", flush=True)
+    while True:
+        task = tasks.take()
+        if task is None:
+            time.sleep(POLL_SECONDS)  # SuperNode hands out one message at a time, and itself asks every 3 s
+            continue
+        status = _in_a_fork(address, *task)
+        if os.WIFSIGNALED(status):
+            signal = os.WTERMSIG(status)
+            _say(f"a message was ended by signal {signal}{': was it killed for memory?' if signal == 9 else ''}")
+
+
+def app_for(kind: str, bundle: bytes) -> ClientApp:
+    """The installed fedfm's app, or one that refuses every message with the reason."""
+    faults = faults_of_bundle(bundle)
+    if kind != CLIENT_TASK:
+        faults.insert(0, f"the task is a {kind}, and a site plays no other than its ClientApp")
+    if faults:
+        return _refusing(f"the site runs only the code of its own fedfm, and refuses this bundle: {'; '.join(faults)}")
+    from fedfm.federation.client_app import app
+
+    return app
+
+
+def _refusing(reason: str) -> ClientApp:
+    def refuse(message: Message, context: Context) -> Message:
+        _say(f"refused a {message.metadata.message_type} message of run {context.run_id}: {reason}")
+        return Message(Error(INVALID_BUNDLE, reason), reply_to=message)
+
+    app = ClientApp()
+    for kind in (app.train, app.evaluate, app.query):
+        kind()(refuse)
+    return app
+
+
+def _in_a_fork(address: str, kind: str, token: str) -> int:
+    """Play one task in a child; its exit status as `os.waitpid` gives it."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    code = 1
+    try:
+        play(address, token, lambda bundle: app_for(kind, bundle))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what is the parent's to clean up is not the child's
+
+
+def _say(words: str) -> None:
+    print(f"fedfm: {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], Path(sys.argv[2]).read_bytes())
