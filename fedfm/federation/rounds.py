@@ -59,6 +59,7 @@ class RoundLoop:
             try:
                 return self._run()
             finally:
+                self.journal.flush()
                 shutil.rmtree(self.folder.path / "cache", ignore_errors=True)  # what the sites' processes kept there
 
     def _run(self) -> Scores:
@@ -145,6 +146,7 @@ class RoundLoop:
         if count.number == 0 or watched > old.best_score:
             known = -math.inf if math.isnan(watched) else watched  # no score at all is beaten by any
             best, progress = new.weights, replace(progress, best_round=count.number, best_score=known)
+        self.journal.flush()
         self.folder.add_round(row)
         after = Checkpoint(new.weights, new.state, best, progress)
         save_checkpoint(self.file, after)

@@ -42,6 +42,7 @@ class Workbench:
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
         self._merged: Arrays = {}
+        self._sent_up: dict[int, dict[str, str]] = {}
         self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
 
     @cached_property
@@ -53,11 +54,30 @@ class Workbench:
 
     def sent_up(self, round: int) -> dict[str, str]:
         """Name in the model -> in the message, of the tensors whose change leaves a site in this round."""
-        return {
-            name: full
-            for name, full in self.grouped.items()
-            if name not in self.private and self.strategy.shares(full, round)
-        }
+        if round not in self._sent_up:  # patterns of names, asked for at every site
+            self._sent_up = {round: {
+                name: full
+                for name, full in self.grouped.items()
+                if name not in self.private and self.strategy.shares(full, round)
+            }}  # fmt: skip
+        return self._sent_up[round]
+
+    def norms(self, change: Tensor, round: int) -> list[float]:
+        """The Euclidean norm, in float64, of what leaves each site of its `change [k, P]` in this round."""
+        import torch
+
+        spans: list[list[int]] = []
+        for name in self.sent_up(round):
+            first, count, _ = self.matrix.columns[name]
+            if spans and spans[-1][1] == first:  # tensors that lie side by side are one
+                spans[-1][1] += count
+            else:
+                spans.append([first, first + count])
+        if not spans:
+            return [0.0] * len(change)
+        exact = torch.float64 if change.device.type != "mps" else torch.float32  # Apple's GPUs know no float64
+        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=exact) for a, b in spans]
+        return torch.linalg.vector_norm(torch.stack(parts), dim=0).tolist()
 
     @phase("move")
     def load(self, order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str]) -> None:
