@@ -42,6 +42,7 @@ class Workbench:
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
         self._merged: Arrays = {}
+        self._received: tuple[Arrays, Tensor | None] = ({}, None)
         self._sent_up: dict[int, dict[str, str]] = {}
         self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
 
@@ -84,14 +85,23 @@ class Workbench:
         """Put what was received, and what each site keeps of the model, into the first rows."""
         own = {name: received[full] for name, full in self.grouped.items() if full in received}
         missing = {name: self.start[name] for name in self.grouped.keys() - own.keys()}
-        self.matrix.load(0, own | missing)
+        self._start_from(own | missing, len(sites))
         self._merge({name: value for name, value in received.items() if name.startswith("merged/")})
-        self.matrix.spread(0, len(sites))
         if order.split and order.model == "global":  # private parts as a new site has them
             return
         for row, site in enumerate(sites if self.private else ()):
             stored = self._read(order, site)
             self.matrix.load(row, {name: stored[name] for name in self.private if name in stored})
+
+    def _start_from(self, values: Arrays, rows: int) -> None:
+        """The same values in the first rows. In one process the sites of a round are sent the same arrays, which are
+        put in order once."""
+        before, row = self._received
+        if row is None or before.keys() != values.keys() or any(before[n] is not v for n, v in values.items()):
+            self.matrix.load(0, values)
+            row = self.matrix.theta[0].clone()
+            self._received = values, row
+        self.matrix.theta[:rows] = row
 
     def _merge(self, products: Arrays) -> None:
         """Only where they have changed: a round sends the same to every pack."""

@@ -42,6 +42,7 @@ class ClientMatrix:
             self.body_columns[first : first + count] = name.startswith("body.")
             self.columns[name] = (first, count, shape)
             first += count
+        self._rates: tuple[tuple[float, float], torch.Tensor] | None = None
         self._parameters: dict[int, list[nn.Parameter]] = {}
         self.activate(rows)
 
@@ -58,7 +59,9 @@ class ClientMatrix:
         if rows not in self._parameters:
             made = []
             for (module, attribute), (first, count, shape) in zip(self._slots, self.columns.values(), strict=True):
-                own, grad = (table[:rows, first : first + count].view(rows, *shape) for table in (self.theta, self.grad))
+                own, grad = (
+                    table[:rows, first : first + count].view(rows, *shape) for table in (self.theta, self.grad)
+                )
                 parameter = module.bind(attribute, own)
                 parameter.grad = grad.view(parameter.shape)
                 made.append(parameter)
@@ -76,6 +79,14 @@ class ClientMatrix:
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grad[:rows])
 
+    def rates(self, body: float, rest: float) -> torch.Tensor:
+        """The learning rate of each column `[P]`; not to be written to."""
+        if self._rates is None or self._rates[0] != (body, rest):
+            table = torch.full_like(self.theta[0], rest)
+            table[self.body_columns] = body
+            self._rates = (body, rest), table
+        return self._rates[1]
+
     @torch.no_grad()
     def load(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write some of a site's tensors, named as in `columns`, into its row."""
@@ -83,11 +94,6 @@ class ClientMatrix:
         for name, array in arrays.items():
             first, count, _ = self.columns[name]
             flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
-
-    @torch.no_grad()
-    def spread(self, row: int, rows: int) -> None:
-        """Copy one row to the first `rows` rows."""
-        self.theta[:rows] = self.theta[row].clone()
 
     def flatten(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Tensors named as in `columns` as one row `[P]`; zero where none is given."""
