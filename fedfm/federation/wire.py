@@ -105,7 +105,7 @@ class Held(ArrayRecord):
     @property
     def held(self) -> Arrays | None:
         """The arrays, not to be written to; None once they are bytes."""
-        return self.__dict__["held"]
+        return self.__dict__.get("held")
 
     def write(self) -> None:
         """Make them bytes now; what is done to the record from then on is done to those."""
