@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint image supply-chain clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/core.installed
@@ -22,6 +22,17 @@ test-slow: $(VENV)/test.installed
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
 
+# The container image; ARGS for more, e.g. ARGS="--build-arg TORCH_INDEX=..." (docker/README.md).
+DOCKER ?= docker
+image:
+	$(DOCKER) build -f docker/Dockerfile -t localhost/fedfm:latest $(ARGS) \
+	  --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	  --build-arg COMMIT=$$(git rev-parse --short HEAD) .
+
+# A report and no verdict: build/sbom.json and build/audit.txt, of what the image installs.
+supply-chain: $(VENV)/supply-chain.installed
+	$(BIN)/python scripts/supply_chain.py $(VENV)/supply-chain build
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -32,6 +43,12 @@ $(BIN)/python:
 
 $(VENV)/core.installed: pyproject.toml | $(BIN)/python
 	$(PIP) -e .
+	@touch $@
+
+# Tools with dependencies of their own, which must not move those under test.
+$(VENV)/supply-chain.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/supply-chain || $(BIN)/python -m venv --clear --without-pip $(VENV)/supply-chain
+	$(BIN)/python -m pip --python $(VENV)/supply-chain/bin/python install 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
 	@touch $@
 
 $(VENV)/test.installed: $(VENV)/core.installed

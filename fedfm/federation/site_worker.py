@@ -11,10 +11,10 @@ and imports the app from it. Here
 - libraries are imported once: a message is played in a fork of this process, which takes milliseconds. What a message
   leaves in memory still ends with it.
 
-Flower's trusted entities (`flower-supernode --trusted-entities`) are not used. They let a site demand that a bundle be
-signed by a key that it knows, which says who made it, not what is in it, and SuperLink must offer the signatures
-("valid_license"), which the one of the open source does not: with them on, every run is refused. Here no bundle's code
-runs, signed or not.
+Flower's trusted entities (`flower-supernode --trusted-entities`) are not used. They say who has signed a bundle, not
+what is in it, and signatures come only with bundles that SuperLink fetches from Flower's hub over the internet: one
+that is handed in from a folder, as every run of fedfm is, has none, and with them on each of its messages would be
+refused. Here no bundle's code runs, signed or not.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedfm.config import RunConfig
+from fedfm.federation.auditing import note_refusal
 from fedfm.federation.bundle import faults_of_bundle
 from fedfm.federation.flower_private import Tasks, play
 
@@ -45,6 +47,7 @@ def work(address: str, secret: bytes) -> None:
     """Take and play messages for ever. `address`: of the SuperNode's Runtime API, host:port on loopback."""
     for name in WARM:
         import_module(name)
+    _load_a_body()
     tasks = Tasks(address, secret)
     print("fedfm: ready to work", flush=True)
     while True:
@@ -56,6 +59,16 @@ def work(address: str, secret: bytes) -> None:
         if os.WIFSIGNALED(status):
             signal = os.WTERMSIG(status)
             _say(f"a message was ended by signal {signal}{': was it killed for memory?' if signal == 9 else ''}")
+
+
+def _load_a_body() -> None:
+    """The built-in one: much of torch and transformers is imported only when a model is made, 4 s of work."""
+    import torch
+
+    from fedfm.models.body import load_body
+
+    torch.set_num_threads(1)  # one more would be a thread of this process, which forks
+    load_body(RunConfig())
 
 
 def app_for(kind: str, bundle: bytes) -> ClientApp:
@@ -73,6 +86,7 @@ def app_for(kind: str, bundle: bytes) -> ClientApp:
 def _refusing(reason: str) -> ClientApp:
     def refuse(message: Message, context: Context) -> Message:
         _say(f"refused a {message.metadata.message_type} message of run {context.run_id}: {reason}")
+        note_refusal(message, context, reason)
         return Message(Error(INVALID_BUNDLE, reason), reply_to=message)
 
     app = ClientApp()
