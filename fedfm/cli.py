@@ -11,10 +11,11 @@ from typing import Annotated
 
 import click
 import typer
-from rich.console import Console
 
 from fedfm import __version__
+from fedfm.commands.audit import audit_app
 from fedfm.commands.complaints import misused, show_error
+from fedfm.commands.data import data_app
 from fedfm.commands.site import site_app
 from fedfm.errors import FedfmError, UserError, did_you_mean
 
@@ -26,9 +27,9 @@ app = typer.Typer(
     help="Federated fine-tuning of foundation models across domains.",
     epilog="With --debug, anywhere, an error shows its traceback.",
 )  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
+app.add_typer(audit_app, name="audit")
 
 # Arguments are told of in the docstrings: typer 0.20, the newest that flwr allows, loses their help under click 8.5.
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", hidden=True)]
@@ -220,7 +221,7 @@ def explain(
     """Show what in an input speaks for its prediction.
 
     By integrated gradients; needs the extra `explain`. RUN and INPUT are those of predict. The last line printed is the
-    page, beside which its numbers lie as .csv.
+    page, beside which its numbers lie as .csv; report.html of the run shows them too.
     """
     from fedfm.commands.explain import explain as write
     from fedfm.engines.running import quiet_libraries
@@ -248,26 +249,6 @@ def export(
 
     quiet_libraries()
     print(write(folder, destination, site or ()))
-
-
-@data_app.command("check")
-def data_check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", hidden=True)],
-    task: Annotated[str, _option("--task", "image-, text- or token-classification; guessed when left out")] = "",
-    text_column: Annotated[str, _option("--text-column", 'of a table; "text" when left out')] = "text",
-    label_column: Annotated[str, _option("--label-column", 'of a table; "label" when left out')] = "label",
-    image_size: Annotated[int, _option("--image-size", "resize images to this many pixels a side")] = 0,
-    strict_tags: Annotated[bool, _option("--strict-tags", "refuse an I- without a start")] = False,
-) -> None:
-    """Read a source as a run would, and say what is found.
-
-    PATH is a file or a folder. Printed are format, counts by label and split, problems and warnings; the exit code is 2
-    where it cannot be used.
-    """
-    from fedfm.commands.data_check import report
-
-    settings = {"text-column": text_column, "label-column": label_column, "image-size": image_size}
-    report(path, task, settings | {"strict-tags": strict_tags}, Console())
 
 
 @app.command()

@@ -50,7 +50,7 @@ def test_run_prints_the_folder_last_and_resume_leaves_a_finished_run_as_it_is(co
 
 def test_the_config_of_a_run_folder_runs_again_to_the_same_weights(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedfm.engines.running.draw_figures", lambda folder: None)  # seconds, and not the point here
+    monkeypatch.setattr("fedfm.engines.running.leave_report", lambda folder: None)  # seconds, and not the point here
     assert main(["run", str(tiny_run / "config.toml"), "runs.folder=again"]) == 0
     folder = capsys.readouterr().out.splitlines()[-1]
     assert folder.startswith("again/")

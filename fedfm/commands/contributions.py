@@ -15,11 +15,14 @@ from fedfm.results.contributions import (
     MOST_SITES,
     Coalition,
     coalitions,
+    contributions_folder,
     left_out_values,
     shapley_values,
 )
 from fedfm.results.files import replace_text
+from fedfm.results.run_figures import draw_contributions
 from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_report import write_run_report
 
 
 def contributions(
@@ -44,7 +47,7 @@ def contributions(
         raise UserError(
             f'unknown metric "{metric}"', where="--metric", mend=f"mean, worst, {', '.join(config.domains)}"
         )
-    root = Path(config.runs.folder).resolve() / f"contributions-{config.sha256()[:8]}"
+    root = contributions_folder(Path(config.runs.folder).resolve(), config.sha256())
     cells = {group: _cell(source, overrides, group, sites, root) for group in coalitions(sites, shapley)}
     for name, reason in play_missing(list(cells.values()), jobs, "", say).items():
         raise RunError(f"{name}: {reason}", mend="the same command runs what is missing")
@@ -54,9 +57,21 @@ def contributions(
     found, column = (shapley_values(values), "shapley") if shapley else (left_out_values(values), "left_out")
     rows = [{"sites": " ".join(sorted(group)), "value": value} for group, value in values.items()]
     table = pd.DataFrame([{"site": site, "domain": sites[site], column: value} for site, value in found.items()])
-    for name, data in (("coalitions", pd.DataFrame(rows)), ("contributions", table)):
-        replace_text(root / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+    replace_text(root / "coalitions.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    draw_contributions(root / "contributions", table, metric)
+    for run in _runs_of(root.parent, config.sha256()):
+        write_run_report(run)
     return root, table
+
+
+def _runs_of(folder: Path, config_sha256: str) -> list[RunFolder]:
+    """Runs of this configuration that have a page, which the contributions belong on."""
+    pages = [RunFolder.open(page.parent) for page in sorted(folder.glob("*/report.html")) if _is_run(page.parent)]
+    return [run for run in pages if run.info.get("config_sha256") == config_sha256]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
 
 
 def _cell(source: Source, overrides: Sequence[str], group: Coalition, sites: dict[str, str], root: Path) -> Cell:

@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedfm.commands.predict import read_images, read_texts
-from fedfm.results.attribution_page import attribution_page, image_html, words_html
+from fedfm.results.explanations import Explained, explanations_page, keep_explanations, write_csv
 from fedfm.results.files import replace_text
+from fedfm.results.run_folder import RunFolder
+from fedfm.results.run_report import write_run_report
 from fedfm.training.attribution import Attribution, explain_image, explain_text
-from fedfm.training.trained import load_model
+from fedfm.training.trained import TrainedModel, load_model
 
 TOLERATED_GAP = 0.05
+LONGEST_TITLE = 60
 
 
 def explain(
     run: Path, inputs: Sequence[str], domain: str, site: str, steps: int, target: Path
 ) -> tuple[list[str], list[str]]:
-    """Write `target` (HTML) and, beside it, the numbers as CSV; returns lines to print, and warnings.
+    """Write `target` (HTML) and, beside it, the numbers as CSV, and show them in the run's own report as well.
 
-    A gap in completeness of more than 5 % is warned of: more steps close it. Raises UserError.
+    Returns lines to print, and warnings: of a gap in completeness of more than 5 %, which more steps close. Raises
+    UserError.
     """
     model = load_model(run, domain, site)
-    parts, rows, lines, warnings = [], [], [], []
-
-    def add(number: int, title: str, found: Attribution, html: str) -> None:
+    explained, lines, warnings = [], [], []
+    for number, title, found, image in _attributions(model, inputs, steps):
         said = f"{found.target}: sum {found.values.sum():+.4f} of {found.difference:+.4f}, gap {found.gap:.2%}"
-        parts.append((f"{title} - {said}", html))
+        values = found.values if image is None else found.values.sum(axis=0)
+        explained.append(Explained(number, title, found.target, said, values, found.names, image))
         lines.append(f"{title}\t{said}")
         if found.gap > TOLERATED_GAP:
-            warnings.append(
-                f"{title}: the attributions miss the difference by {found.gap:.0%}; --steps {4 * steps} mends it"
-            )
-        names = found.names or [f"{r},{c}" for r, c in np.ndindex(found.values.shape[1:])]
-        values = found.values if found.names else found.values.sum(axis=0).ravel()
-        rows.extend((number, found.target, name, float(value)) for name, value in zip(names, values, strict=True))
+            mend = f"--steps {4 * steps} mends it"
+            warnings.append(f"{title}: the attributions miss the difference by {found.gap:.0%}; {mend}")
+    replace_text(target, explanations_page(f"Predictions of {domain}, explained", explained))
+    write_csv(target.with_suffix(".csv"), explained)
+    keep_explanations(Path(run), domain, explained)
+    write_run_report(RunFolder.open(run))
+    return lines or ["nothing to explain: no word is part of an entity"], warnings
 
+
+def _attributions(
+    model: TrainedModel, inputs: Sequence[str], steps: int
+) -> Iterator[tuple[int, str, Attribution, np.ndarray | None]]:
+    """(number of the input, its title, what was found, its image or None)."""
     if model.card.task == "image-classification":
         for number, (file, image) in enumerate(zip(inputs, read_images(inputs, model), strict=True), 1):
-            found = explain_image(model, image, steps)
-            add(number, Path(file).name, found, image_html(image, found.values))
-    else:
-        for number, text in enumerate(read_texts(inputs), 1):
-            for found in explain_text(model, text, steps):
-                add(number, text if len(text) < 60 else f"{text[:57]}...", found, words_html(found.names, found.values))
-    replace_text(target, attribution_page(f"Predictions of {domain}, explained", parts))
-    with open(target.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("input", "class", "of", "attribution"), *rows])
-    return lines or ["nothing to explain: no word is part of an entity"], warnings
+            yield number, Path(file).name, explain_image(model, image, steps), image
+        return
+    for number, text in enumerate(read_texts(inputs), 1):
+        title = text if len(text) < LONGEST_TITLE else f"{text[: LONGEST_TITLE - 3]}..."
+        for found in explain_text(model, text, steps):
+            yield number, title, found, None

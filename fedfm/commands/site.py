@@ -33,7 +33,10 @@ def run(file: SiteFile) -> None:
     SITE.TOML is that of check. A coordinator that does not answer is waited for; what no waiting mends ends the command
     with a sentence and exit code 2, an end that a later start may mend with exit code 1.
     """
+    from fedfm.commands.site_check import check_before_run
     from fedfm.config.site import load_site_settings
     from fedfm.engines.supernode import run_site
 
-    run_site(load_site_settings(file), file, lambda words: print(f"fedfm: {words}", file=sys.stderr, flush=True))
+    settings = load_site_settings(file)
+    check_before_run(settings)
+    run_site(settings, file, lambda words: print(f"fedfm: {words}", file=sys.stderr, flush=True))

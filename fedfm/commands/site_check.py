@@ -15,7 +15,7 @@ from fedfm.config.site import SiteSettings, load_site_settings
 from fedfm.doctor import Finding
 from fedfm.domains import CheckReport, check_path
 from fedfm.engines.reaching import Answered, ask
-from fedfm.errors import ConfigError
+from fedfm.errors import ConfigError, Problem, UserError
 
 Check = Callable[[SiteSettings], Finding]
 SKEW_SECONDS = 300.0  # beyond it, certificates and logs go wrong; Flower itself demands no equal clocks
@@ -35,6 +35,14 @@ def examine_site(file: Path, offline: bool = False) -> list[Finding]:
     if not offline:
         done += _of_coordinator(settings)
     return done
+
+
+def check_before_run(settings: SiteSettings) -> None:
+    """What `fedfm site run` cannot do without. Raises UserError; the data are looked at when a run asks for them."""
+    found = [check(settings) for check in (_state, _key, _certificate)]
+    problems = [Problem(f.found, f.check, f.mend) for f in found if f.state == "problem"]
+    if problems:
+        raise UserError(problems)
 
 
 def _data(settings: SiteSettings) -> Finding:

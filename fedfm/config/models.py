@@ -102,6 +102,7 @@ class DomainConfig(Section):
     label_column: str = "label"
     image_size: int = Field(0, ge=0, description="resize images to this many pixels a side; 0: as they are")
     lora_rank: int = Field(0, ge=0, description="rank of its sites' LoRA, at most body.lora-rank; 0: body.lora-rank")
+    minimum_sites: int = Field(0, ge=0, description="sites that a run and a round need of it; 0: all to begin")
     strict_tags: bool = Field(False, description="refuse an I- tag that does not continue an entity")
     local: LocalOverrides = Field(default_factory=LocalOverrides)
     site: tuple[SiteConfig, ...] = Field((), strict=False, description="names, and sources of their own")
@@ -180,6 +181,7 @@ class RunConfig(Section):
                 *self._unknown_metric(),
                 *self._unknown_left_out(),
                 *self._too_many_asked(),
+                *self._too_many_needed(),
                 *self._unfit_ranks(),
                 *self.simulation.unknown_sites(self.sites()),
             ]
@@ -191,6 +193,14 @@ class RunConfig(Section):
         most, asked = len(train), self.sampling.minimum_sites
         what = f"a round needs {asked} usable updates, but only {most} sites train"
         return [(("sampling", "minimum-sites"), what)] if asked > most else []
+
+    def _too_many_needed(self) -> list[Finding]:
+        findings: list[Finding] = []
+        for domain, settings in self.domains.items():
+            train = [site for site in settings.site_names(domain) if site not in self.sampling.without]
+            what = f"minimum-sites = {settings.minimum_sites}, but only {len(train)} sites of the domain train"
+            findings += [(("domains", domain, "minimum-sites"), what)] if settings.minimum_sites > len(train) else []
+        return findings
 
     def _unknown_left_out(self) -> list[Finding]:
         names = self.sites()

@@ -71,7 +71,8 @@ def write_app(folder: Path) -> Path:
     components = {"serverapp": SERVER_APP, "clientapp": CLIENT_APP}
     config = {"config": "", "overrides": "", "run-folder": ""}
     app = {"publisher": "fedfm", "fab-include": ["LICENSE"], "components": components, "config": config}
-    project = {"name": "fedfm-run", "version": __version__, "license": "Apache-2.0", "dependencies": []}
+    about = {"name": "fedfm-run", "description": "A run of fedfm, without code", "version": __version__}
+    project = about | {"license": "Apache-2.0", "dependencies": []}
     (folder / "pyproject.toml").write_text(
         tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}), encoding="utf-8"
     )

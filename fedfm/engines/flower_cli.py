@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,12 @@ from fedfm.errors import EngineError
 ConfigValue = str | int | float | bool
 COMMAND_SECONDS = 120.0
 TAIL_LINES = 40
+AWAY = "Connection to the SuperLink is unavailable"  # as Flower says it
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class AwayError(EngineError):
+    """The SuperLink does not answer, now."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class SuperLink:
         `file`. Raises EngineError when Flower refuses the app or does not answer.
         """
         file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-        return self._ask("run", str(app_folder.resolve()), self.name, "--run-config", str(file), *options)["run-id"]
+        words = "run", str(app_folder.resolve()), self.name, "--run-config", str(file), *options
+        return self._ask(*words, if_interrupted=lambda answer: self.stop(answer["run-id"]))["run-id"]
 
     def record(self, run_id: str) -> dict[str, Any]:
         """Flower's record of a run: status, status-details, ..."""
@@ -83,7 +89,7 @@ class SuperLink:
             on_poll()
             try:
                 record = self.record(run_id)
-            except EngineError:
+            except AwayError:
                 if time.monotonic() - heard > patience:
                     raise
                 continue
@@ -106,25 +112,39 @@ class SuperLink:
                 reader.kill()
                 reader.wait()
 
-    def _ask(self, *arguments: str) -> dict[str, Any]:
-        """The answer of a short `flwr` command. Raises EngineError."""
+    def _ask(
+        self, *arguments: str, if_interrupted: Callable[[dict[str, Any]], None] = lambda answer: None
+    ) -> dict[str, Any]:  # fmt: skip
+        """The answer of a short `flwr` command, which Ctrl-C does not cut in two. Raises EngineError."""
         command = [script("flwr"), *arguments, "--format", "json"]
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,  # Ctrl-C is for this process: a run must not be handed in and its id lost
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, timeout=COMMAND_SECONDS,
-                start_new_session=True,  # Ctrl-C is for this process: a run must not be handed in and its id lost
-            )  # fmt: skip
-            answer = json.loads(done.stdout)
+            output, errors = process.communicate(timeout=COMMAND_SECONDS)
+            return self._read(output, errors, command)
+        except KeyboardInterrupt:
+            output, errors = process.communicate(timeout=COMMAND_SECONDS)
+            if_interrupted(self._read(output, errors, command))
+            raise
         except subprocess.TimeoutExpired:
-            what, mend = (
-                f"no answer within {COMMAND_SECONDS:.0f} s",
-                "is the machine overloaded? try with fewer workers",
-            )
-            raise EngineError(what, where=shlex.join(command), mend=mend) from None
+            what, mend = f"no answer within {COMMAND_SECONDS:.0f} s", "is the machine overloaded? try fewer workers"
+            raise AwayError(what, where=shlex.join(command), mend=mend) from None
+        finally:
+            process.kill()
+            process.wait()
+
+    def _read(self, output: str, errors: str, command: Sequence[str]) -> dict[str, Any]:
+        try:
+            answer = json.loads(output)
         except json.JSONDecodeError:
-            answer = {"error-message": done.stderr or done.stdout}
+            answer = {"error-message": errors or output}
         if not answer.get("success"):
             reason = _ANSI.sub("", str(answer.get("error-message", answer))).strip()
+            if AWAY in reason:
+                mend = f"is flower-superlink running, and is the address right? Ask it: flwr supernode list {self.name}"
+                raise AwayError(f'the SuperLink "{self.name}" cannot be reached: {reason}', mend=mend)
             raise EngineError(f"flwr refused: {reason}", where=shlex.join(command), mend="correct what it names")
         return answer
 

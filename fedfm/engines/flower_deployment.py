@@ -39,7 +39,7 @@ def run_on_superlink(
     """Run the Flower App in `app_folder` on the SuperLink `name`, or go on to watch it where it still runs.
 
     For `patience` seconds without an answer of the SuperLink the run is not given up: it goes on when that is back.
-    Raises EngineError when Flower refuses the app or cannot be reached.
+    Raises EngineError when Flower refuses the app, or the SuperLink cannot be reached.
     """
     superlink = SuperLink(name, flower_environment(flower_home(), threads=1))
     note = work_folder / "submitted.json"

@@ -13,10 +13,10 @@ import pandas as pd
 from fedfm import config as config_module
 from fedfm.config import RunConfig
 from fedfm.engines.flower_deployment import check_deployment
+from fedfm.engines.reporting import leave_report, leave_report_of_failure
 from fedfm.errors import ConfigError, Problem
 from fedfm.models.body import check_body
 from fedfm.profiling import phase, profile
-from fedfm.results.figures import draw_figures
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.results.trackers import check_trackers, tracked
 from fedfm.strategies import check_strategy, prepared
@@ -71,12 +71,18 @@ def load_config(source: str | Path | Mapping[str, Any] | RunConfig, *overrides: 
 
 
 def run(
-    source: str | Path | Mapping[str, Any] | RunConfig, *overrides: str, listen: Listen = ignore, strategy: Any = None
+    source: str | Path | Mapping[str, Any] | RunConfig,
+    *overrides: str,
+    listen: Listen = ignore,
+    strategy: Any = None,
+    report: bool = True,
 ) -> Run:
     """Run a configuration with `key=value` overrides from the start, in a new folder under `runs.folder`.
 
     `listen` is called with every event of the run (see fedfm.results.screen). Raises UserError where the input is
     wrong, RunError where the run could not go on; the folder then says so and can be resumed.
+
+    report: draw figures and write report.html at the end; `fedfm report` does it later.
 
     `strategy`: an object in place of what [strategy] names, for the server half: any `flwr.serverapp.strategy.Strategy`
     (one domain, engine `local`; not to be resumed).
@@ -86,7 +92,7 @@ def run(
     if strategy is not None and config.engine.name != "local":
         what = "a strategy object works in this process only"
         raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
-    return _run_in(RunFolder.create(config), config, listen, strategy)
+    return _run_in(RunFolder.create(config), config, listen, report, strategy)
 
 
 def run_profiled(
@@ -102,17 +108,22 @@ def run_profiled(
         return done, taken.summary()
 
 
-def resume(folder: str | Path, listen: Listen = ignore) -> Run:
-    """Go on with a run from its last checkpoint; a finished run is left as it is. Raises UserError."""
+def resume(folder: str | Path, listen: Listen = ignore, report: bool = True) -> Run:
+    """Go on with a run from its last checkpoint; a finished run is left as it is. `report` as for `run`.
+
+    Raises UserError.
+    """
     quiet_libraries()
     opened = RunFolder.open(folder)
     if opened.info.get("status") in ("finished", "early-stopped"):
+        if report and not (opened.path / "report.html").exists():  # the command that would have left it was killed
+            leave_report(opened)
         return Run(opened.path)
     config = load_config(opened.path / "config.toml")
     if not config.engine.superlink:  # there a run that is still alive is watched again
         with opened.lock():  # a run that is still alive must not be told that it failed
             pass
-    return _run_in(opened, config, listen)
+    return _run_in(opened, config, listen, report)
 
 
 def anchored(config: RunConfig) -> RunConfig:
@@ -127,7 +138,7 @@ def anchored(config: RunConfig) -> RunConfig:
     return config
 
 
-def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any = None) -> Run:
+def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, report: bool, strategy: Any = None) -> Run:
     try:
         with tracked(folder, config, listen) as told:
             if strategy is None:
@@ -140,8 +151,11 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, strategy: Any 
         raise
     except BaseException as error:
         folder.fail(error)
+        if report:
+            leave_report_of_failure(folder)
         raise
-    draw_figures(folder)
+    if report:
+        leave_report(folder)
     return Run(folder.path)
 
 

@@ -27,6 +27,7 @@ from fedfm.engines import lifeline
 from fedfm.engines.flower_cli import flower_environment, script
 from fedfm.engines.reaching import Answered, ask
 from fedfm.errors import EngineError, FedfmError, UserError
+from fedfm.federation.auditing import note_start
 
 WAIT_SECONDS = 5.0  # between two looks for a coordinator that is away
 SAY_AGAIN_SECONDS = 600.0
@@ -82,6 +83,7 @@ def wait_for_coordinator(settings: SiteSettings, say: Say, stopped: threading.Ev
 
 def _run_processes(settings: SiteSettings, file: Path, home: Path, say: Say, stopped: threading.Event) -> None:
     environment = flower_environment(home, threads=1)
+    note_start(settings, environment)
     address, secret = f"127.0.0.1:{_free_port()}", _new_secret(home)
     node = Child("SuperNode", supernode_command(settings, file, address, secret), environment, home)
     worker = Child(

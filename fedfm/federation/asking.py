@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -13,11 +13,20 @@ from flwr.serverapp import Grid
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.errors import RunError
-from fedfm.federation.enrolment import Roll
-from fedfm.federation.exchange import exchange, in_order
+from fedfm.federation.door import Roll
+from fedfm.federation.exchange import exchange, in_order, late
 from fedfm.federation.journal import Journal
 from fedfm.federation.limits import most_of_tally, most_of_update
-from fedfm.federation.messages import Answer, Order, join_more, read_answer, to_record, write_order
+from fedfm.federation.messages import (
+    Answer,
+    Order,
+    Scoring,
+    join_more,
+    order_of,
+    read_answer,
+    to_record,
+    write_order,
+)  # fmt: skip
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
@@ -39,6 +48,27 @@ class Packed:
         return self.records[domain, self.kind_of(site)]
 
 
+@dataclass
+class Aside:
+    """Scores that come along with other work: of the weights after `round`, answers to each of the `scorings`."""
+
+    round: int
+    scorings: tuple[Scoring, ...]
+    answers: dict[Scoring, list[Answer]] = field(default_factory=dict)
+
+    def take(self, pack: Pack, answer: Answer) -> None:
+        """Keep what the answer of a pack holds of the scorings; a reason where it holds nothing."""
+        for scoring in self.scorings:
+            found = answer.beside.get(scoring)
+            if found is None or found.sites != pack:
+                found = Answer(pack, problem=answer.problem or RunError("its answer does not hold it"))
+            self.answers.setdefault(scoring, []).append(found)
+
+    def of(self, scoring: Scoring) -> list[Answer]:
+        """The answers in order of sites: sums depend on it."""
+        return sorted(self.answers.get(scoring, ()), key=lambda answer: answer.sites)
+
+
 class Sites:
     """Who is asked, and how.
 
@@ -55,8 +85,26 @@ class Sites:
         alie = config.simulation.attack == "alie"  # whose attackers know one another's
         self.each = (strategy.each or alie) and not strategy.pools
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
+        self.meanwhile: Callable[[], None] = lambda: None  # what is done while answers are waited for
+        self._given_up: dict[str, tuple[int, str, Pack]] = {}
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
+
+    @property
+    def scores_ride(self) -> bool:
+        """Do scores come along with other work? Across machines, where each message starts a process at the site.
+
+        Not where a decision hangs on them before the next round, nor where sites train other weights than are scored.
+        """
+        strategy = self.strategy
+        own = strategy.groups_sites or strategy.candidates or strategy.asynchronous or strategy.pools
+        same = not own and set(self.ranks.values()) == {self.config.body.lora_rank}
+        return bool(self.config.engine.superlink) and same and not self.config.early_stopping.patience
+
+    def scorings(self, split: str) -> tuple[Scoring, ...]:
+        """What is scored on a split: the global model, and the sites' own where they have such."""
+        own = self.own_model(split)
+        return ((split, "global"), *(((split, own),) if own else ()))
 
     def domain_of(self, site: str) -> str:
         return self.roll.cards[site].domain
@@ -101,28 +149,55 @@ class Sites:
         return to_rank(whole, self.ranks[site])
 
     def train(
-        self, sites: Sequence[str], round: int, packed: Packed, shares: Mapping[str, float] = NOTHING
-    ) -> Iterator[Answer]:
-        """Answers of the packs that the sites form, in the packs' order, one at a time. `shares`: see `Order`."""
+        self, sites: Sequence[str], round: int, packed: Packed, shares: Mapping[str, float] = NOTHING,
+        aside: Aside | None = None,
+    ) -> Iterator[Answer]:  # fmt: skip
+        """Answers of the packs that the sites form, in the packs' order, one at a time. `shares`: see `Order`.
+
+        `aside` is scored along with that, by sites that do not train in orders of their own, sent in the same wave.
+        """
         packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.kind_of, self.strategy.pools)
         parts = {pack: tuple(shares.get(site, 1.0) for site in pack) for pack in packs} if shares else {}
-        orders = {pack: self._order("train", pack, round, packed, shares=parts.get(pack, ())) for pack in packs}
-        return self._ask(orders, round, "train")
+        beside = aside.scorings if aside else ()
+        orders = {
+            pack: self._order("train", pack, round, packed, shares=parts.get(pack, ()), beside=beside) for pack in packs
+        }
+        if not aside:
+            return self._ask(orders, round, "train")
+        idle = [(site,) for site in self.there() if site not in sites]
+        (split, model), *rest = aside.scorings
+        orders |= {
+            pack: self._order("evaluate", pack, aside.round, packed, split, model, beside=tuple(rest)) for pack in idle
+        }
+        return self._ask(orders, round, "train", aside, frozenset(idle))
 
-    def evaluate(self, round: int, packed: Packed, split: str, model: str = "global") -> Iterator[Answer]:
+    def evaluate(
+        self, round: int, packed: Packed, split: str, model: str = "global", aside: Aside | None = None
+    ) -> Iterator[Answer]:  # fmt: skip
         """Answers of all sites about one split, as `train`. `model`: see `Order`."""
-        packs = packs_to_score(self.roll.cards, self.roll, split, self.together, packed.kind_of)
-        orders = {pack: self._order("evaluate", pack, round, packed, split, model) for pack in packs}
-        return self._ask(orders, round, split)
+        packs = packs_to_score(self.there(), self.roll, split, self.together, packed.kind_of)
+        beside = aside.scorings if aside else ()
+        orders = {pack: self._order("evaluate", pack, round, packed, split, model, beside=beside) for pack in packs}
+        return self._ask(orders, round, split, aside)
 
-    def _ask(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[Answer]:
+    def there(self) -> list[str]:
+        """Sorted names of the sites that are there now."""
+        return sorted(self.roll.nodes)
+
+    def _ask(
+        self, orders: dict[Pack, Message], round: int, phase: str, aside: Aside | None = None,
+        idle: Collection[Pack] = (),
+    ) -> Iterator[Answer]:  # fmt: skip
+        """Answers in order of the orders; of `idle` packs, which only score, what they hold goes to `aside`."""
         self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, orders)))
         self.journal.audit.going_out(orders.values())
-        return (answer for _, answer in in_order(self._answers(orders, round, phase), list(orders)))
+        for pack, answer in in_order(self._answers(orders, round, phase, aside, idle), list(orders)):
+            if pack not in idle:
+                yield answer
 
     def _order(
         self, kind: str, pack: Pack, round: int, packed: Packed, split: str = "", model: str = "global",
-        shares: tuple[float, ...] = (),
+        shares: tuple[float, ...] = (), beside: tuple[Scoring, ...] = (),
     ) -> Message:  # fmt: skip
         domain = self.domain_of(pack[0])
         pooled = sorted({self.domain_of(site) for site in pack}) if kind == "train" and self.strategy.pools else ()
@@ -130,36 +205,62 @@ class Sites:
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
+            beside=beside,
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 
-    def _answers(self, orders: dict[Pack, Message], round: int, phase: str) -> Iterator[tuple[Pack, Answer]]:
-        for pack, reply in exchange(self.grid, orders, self.config.engine.timeout):
-            if reply is None:
-                timeout = self.config.engine.timeout
-                answer = Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
-            else:
-                answer = read_answer(reply, self._most(pack, orders[pack], phase))
-            if answer.problem is None and answer.sites != pack:
-                sender = " + ".join(answer.sites)
-                answer = Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+    def _answers(
+        self, orders: dict[Pack, Message], round: int, phase: str, aside: Aside | None, idle: Collection[Pack]
+    ) -> Iterator[tuple[Pack, Answer]]:  # fmt: skip
+        """Answers as they come, each with its rows and events written."""
+        self._tell_late()
+        timeout = self.config.engine.timeout_of("train" if phase == "train" else "evaluate")
+        given_up: dict[str, Pack] = {}
+        for pack, reply in exchange(self.grid, orders, timeout, self.meanwhile, given_up):
+            answer = self._read(pack, orders[pack], reply, timeout)
             self.journal.audit.came_in(orders[pack], reply, answer.problem)
-            if not self.strategy.pools:
+            if pack in idle:
+                answer = replace(answer, beside={aside.scorings[0]: answer, **answer.beside})
+            elif not self.strategy.pools:
                 self.journal.sent(round, phase, pack, self.domain_of(pack[0]), answer.arrays, answer.num_bytes)
+            if aside:
+                aside.take(pack, answer)
             seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
             fields = {"round": round, "phase": phase, "domain": self.domain_of(pack[0])}
             self.journal.tell_many(
                 "site-finished", [fields | {"site": site, "seconds": s} for site, s in zip(pack, seconds, strict=True)]
             )
             yield pack, replace(answer, sites=pack)
+        self._given_up |= {message: (round, phase, pack) for message, pack in given_up.items()}
 
-    def _most(self, pack: Pack, order: Message, phase: str) -> int:
+    def _tell_late(self) -> None:
+        """Answers to what was given up are thrown away, and told."""
+        for round, phase, pack in late(self.grid, self._given_up):
+            names = " + ".join(pack)
+            message = f"round {round}: the answer of site {names} ({phase}) has come too late, and is not used"
+            self.journal.audit.late(round, names, phase)
+            self.journal.tell("late-reply", round=round, phase=phase, site=names, message=message)
+
+    def _read(self, pack: Pack, order: Message, reply: Message | None, timeout: float) -> Answer:
+        """The answer of a pack to its order, or why there is none."""
+        if reply is None:
+            return Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
+        asked = order_of(order)
+        answer = read_answer(reply, self._most(order, asked), asked.beside)
+        if answer.problem is None and answer.sites != pack:
+            sender = " + ".join(answer.sites)
+            return Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
+        return answer
+
+    def _most(self, message: Message, order: Order) -> int:
         """Bytes that the answer to an order may have."""
-        if phase == "train":
-            updates = len(pack) if self.each else 1
-            return most_of_update(order.content["weights"].count_bytes(), len(self.strategy.returns), updates)
-        labels = len(self.roll.domains[self.domain_of(pack[0])].labels)
-        return most_of_tally([self.roll.cards[site] for site in pack], labels, phase)
+        cards, labels = [self.roll.cards[site] for site in order.sites], len(order.card.labels)
+        splits = [split for split, _ in order.beside] + ([order.split] if order.split else [])
+        most = sum(most_of_tally(cards, labels, split) for split in splits)
+        if not order.split:
+            updates = len(order.sites) if self.each else 1
+            most += most_of_update(message.content["weights"].count_bytes(), len(self.strategy.returns), updates)
+        return most
 
 
 def _of_domain(weights: Arrays, along: Mapping[str, Arrays], names: Sequence[str]) -> Arrays:

@@ -11,31 +11,37 @@ other's record up to the last message that came, ends included (`results.agreeme
     update, tally        tensors, bytes, sha256, numbers {name: [text of each site's]}, left_out {site: reason}
     refusal              reasons
 
-A message that got no answer, an answer that cannot be read, an update that was left out, and a site's app that failed
-are lines of one side: `no-answer`, `unreadable`, `left-out`, `failed`.
+Lines of one side: `joined` (how a site was started), `refused` (a bundle, by a site), `failed` (a site's app),
+`no-answer`, `late` and `unreadable` (answers, at the coordinator), `left-out` (an update that was not used).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedfm import __version__
 from fedfm.arrays import sha256
-from fedfm.config.site import load_site_settings
+from fedfm.config.site import SiteSettings
 from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
-from fedfm.federation.messages import from_record, read_order, read_query, size_of, write_problem
+from fedfm.federation.messages import from_record, order_of, read_query, size_of, write_problem
+from fedfm.federation.real_site import settings_of
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
+MAIN = ("weights", "arrays")  # the record of tensors that every order, and every answer, has
 Facts = dict[str, Any]
 
 
@@ -44,7 +50,7 @@ def facts_of(message: Message) -> Facts:
     about = {"flower_run": str(message.metadata.run_id), "run": "", "round": 0, "phase": "query", "site": ""}
     if message.metadata.message_type == "query":
         return about | {"domain": "", "config": _sha256(read_query(message))}
-    order, _ = read_order(message)
+    order = order_of(message)
     return about | {
         "run": Path(order.folder).name, "round": order.round, "phase": order.split or "train",
         "site": "+".join(order.sites), "domain": order.card.domain, "config": _sha256(order.config),
@@ -73,17 +79,24 @@ def contents(content: RecordDict, kind: str) -> Facts:
         return {"bytes": len(text.encode()), "sha256": _sha256(text)}
     held = tensors_of(content.array_records)
     if kind != "order":
-        told, meta = content["metrics"], content["meta"]
-        held["numbers"] = {name: [repr(float(value)) for value in values] for name, values in told.items()}
-        held["left_out"] = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+        parts = [name.removesuffix("meta") for name in content if name.endswith("meta")]  # "", and what stands beside
+        held["numbers"] = {
+            f"{part}{name}": [repr(float(value)) for value in values]
+            for part in parts
+            for name, values in content[f"{part}metrics"].items()
+        }
+        held["left_out"] = {
+            f"{part}{site}": str(reason)
+            for part in parts
+            for site, reason in zip(content[f"{part}meta"]["left-out"], content[f"{part}meta"]["reasons"], strict=True)
+        }
     return held
 
 
 def tensors_of(records: Mapping[str, ArrayRecord]) -> Facts:
-    """The tensors of the records of a message. Of several records each lends its tensors its name."""
-    several = len(records) > 1
+    """The tensors of the records of a message; those beside the main record have its name before theirs."""
     arrays = {
-        f"{record}:{name}" if several else name: value
+        ("" if record in MAIN else record.removesuffix("arrays")) + name: value
         for record, tensors in records.items()
         for name, value in from_record(tensors).items()
     }
@@ -131,12 +144,35 @@ def _unrecorded(error: FedfmError, message: Message) -> Message:
     return write_problem(RunError(what, mend="at the site: fedfm site check"), message)
 
 
+def note_refusal(message: Message, context: Context, reason: str) -> None:
+    """Record that a message was refused unread, as one with a bundle that carries code is. It is refused all the same
+    where that cannot be recorded."""
+    with suppress(FedfmError):
+        if record := record_of(context):
+            run, kind = str(message.metadata.run_id), message.metadata.message_type
+            record.audit.add("refused", flower_run=run, message=kind, peer=record.peer, reason=reason)
+
+
+def note_start(settings: SiteSettings, environment: Mapping[str, str]) -> None:
+    """Record how a site is run, for who reads its record later. `environment`: of Flower's processes."""
+    link, source = settings.coordinator, Path(settings.source)
+    telemetry = "off" if environment.get("FLWR_TELEMETRY_ENABLED") == "0" else "on"
+    read_only = source.exists() and bool(os.statvfs(source).f_flag & os.ST_RDONLY)
+    authority = hashlib.sha256(Path(link.root_certificates).read_bytes()).hexdigest()
+    allow = {name: str(value) if isinstance(value, float) else value for name, value in settings.allow}
+    Audit(Path(settings.state) / "audit.jsonl").add(
+        "joined", fedfm=__version__, flower=version("flwr"), image=os.environ.get("FEDFM_IMAGE", ""),
+        coordinator=link.address, tls=True, authority_sha256=authority, telemetry=telemetry,
+        data_read_only=read_only, user=os.getuid(), allow=allow, site=settings.site, domain=settings.domain,
+        peer=fingerprint_of_file(Path(link.private_key)),
+    )  # fmt: skip
+
+
 def record_of(context: Context) -> SiteRecord | None:
-    """The record of the site whose settings the node configuration names; None in a simulation. Raises ConfigError."""
-    path = context.node_config.get("settings")
-    if not path:
+    """The record of the site whose settings the node configuration names; None in a simulation. Raises FedfmError."""
+    settings = settings_of(context)
+    if settings is None:
         return None
-    settings = load_site_settings(str(path))
     return SiteRecord(
         Audit(Path(settings.state) / "audit.jsonl"), fingerprint_of_file(Path(settings.coordinator.private_key))
     )
@@ -216,6 +252,11 @@ class CoordinatorRecord:
         """Seal that a site's update was not used."""
         if self.audit is not None:
             self._add("left-out", round=round, site=site, domain=domain, reason=reason)
+
+    def late(self, round: int, site: str, phase: str) -> None:
+        """Seal that an answer came after it was given up, and was thrown away."""
+        if self.audit is not None:
+            self._add("late", round=round, site=site, phase=phase, reason="it came too late, and is not used")
 
     def _add(self, kind: str, **fields: Any) -> None:
         self.head = self.audit.add(kind, **fields).sha256

@@ -28,6 +28,7 @@ class Progress:
     seconds: float = 0.0
     best_round: int = 0
     best_score: float = -np.inf
+    is_unscored: bool = False  # do the scores of these weights come with the next wave?
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from flwr.app import Context, Message
@@ -24,22 +24,26 @@ app = ClientApp(mods=[audited])  # a real site records what comes and goes
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """A card for each site of this node, or all that is wrong with their data, or why a real site stays out."""
+    sites: Sequence[str] = ()
     try:
         config = site_data.parse_config(messages.read_query(message))
         here = real_site(context)
         if here is None:
-            cards = _cards(config, context)
+            held = site_data.sites_of_node(config, context)
+            sites = [name for name, _ in held]
+            cards = _cards(config, held)
         else:
+            sites = [here.settings.site]
             with here.turning_errors_into_sentences():
                 cards = [here.card(config)]
     except FedfmError as error:
-        return messages.write_problem(error, message)
+        return messages.write_problem(error, message, sites)
     return messages.write_cards(cards, message)
 
 
-def _cards(config: RunConfig, context: Context) -> list[SiteCard]:
+def _cards(config: RunConfig, held: Sequence[tuple[str, str]]) -> list[SiteCard]:
     cards, refused = [], []
-    for name, domain in site_data.sites_of_node(config, context):
+    for name, domain in held:
         try:
             cards.append(site_data.site_card(config, domain, name))
         except DataError as error:
@@ -65,17 +69,23 @@ def evaluate(message: Message, context: Context) -> Message:
     return _work(site.evaluate, message, context)
 
 
+def _with_scores(job: Callable[[Order, Arrays], Answer], order: Order, received: Arrays) -> Answer:
+    """What the order wants scored beside its work comes first: it is of the weights as they were received."""
+    beside = site.score_beside(order, received)
+    return replace(job(order, received), beside=beside)
+
+
 def _work(job: Callable[[Order, Arrays], Answer], message: Message, context: Context) -> Message:
     started = time.perf_counter()
     try:
         order, received = messages.read_order(message)
         here = real_site(context)
         if here is None:
-            answer = job(order, received)
+            answer = _with_scores(job, order, received)
         else:
             with here.turning_errors_into_sentences():
                 order = here.accept(order, received)
-                answer = here.release(order, received, job(order, received))
+                answer = here.release(order, received, _with_scores(job, order, received))
     except FedfmError as error:
         return messages.write_problem(error, message)
     share = (time.perf_counter() - started) / len(order.sites)  # the sites of a pack work at the same time

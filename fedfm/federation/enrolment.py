@@ -5,77 +5,86 @@ from __future__ import annotations
 import fnmatch
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from flwr.serverapp import Grid
 
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
-from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
-from fedfm.federation.exchange import exchange
-from fedfm.federation.messages import SiteCard, read_cards, write_query
+from fedfm.federation.door import Door, Refusal, Roll, changed_data
 from fedfm.profiling import phase
 from fedfm.strategies import make_strategy
 
-WAIT_SECONDS = 120.0
-
-
-@dataclass
-class Roll:
-    """The sites of a run: site -> node and card; domain -> card with the labels that its sites agreed on."""
-
-    nodes: dict[str, int] = field(default_factory=dict)
-    cards: dict[str, SiteCard] = field(default_factory=dict)
-    domains: dict[str, DomainCard] = field(default_factory=dict)
-
-    def site_domains(self) -> dict[str, str]:
-        """Site -> domain, in order of site name."""
-        return {site: self.cards[site].domain for site in sorted(self.cards)}
+LOOK_SECONDS = 0.2
 
 
 @phase("load")
-def enrol(
-    grid: Grid, config: RunConfig, timeout: float, wait: float = WAIT_SECONDS, audit: CoordinatorRecord = UNRECORDED
-) -> Roll:
+def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence: None) -> Roll:
     """Ask every node for its sites until all sites of the configuration are there.
 
-    Raises a site's own error where its data are refused, EngineError when sites are missing or claimed twice.
+    Once `wait` seconds are over, a run begins without the missing ones where every domain has its minimum-sites.
+    `say` hears why a node or a site is left out.
+
+    Raises a site's own error where its data are refused and it cannot be done without, EngineError when sites are
+    missing or claimed twice.
     """
-    roll, asked, problems = Roll(), set(), []
-    expected, deadline = config.sites(), time.monotonic() + wait
+    config, roll, deadline = door.config, door.roll, time.monotonic() + wait
+    refused: dict[str, FedfmError] = {}
+    fatal: list[FedfmError] = []
     while True:
-        fresh = {str(node): node for node in grid.get_node_ids() if node not in asked}
-        asked |= set(fresh.values())
-        text = json.dumps(config.to_dict())
-        orders = {key: write_query(text, node) for key, node in fresh.items()}
-        audit.going_out(orders.values())
-        for key, reply in exchange(grid, orders, timeout):
-            problem, cards = None, []
-            try:
-                cards = [] if reply is None else read_cards(reply, len(expected))
-            except FedfmError as error:
-                problem = error
-                problems.append(error)
-            audit.came_in(orders[key], reply, problem)
-            for card in cards:
-                _enter(roll, card, fresh[key], expected)
-        missing = [site for site in expected if site not in roll.nodes]
-        if problems:
-            raise type(problems[0])(_once(problem for error in problems for problem in error.problems))
-        if not missing:
+        for refusal in door.look().refused:
+            refused |= dict.fromkeys(refusal.sites, refusal.error)
+            if _is_fatal(refusal, refused, config):
+                fatal.append(refusal.error)
+            else:
+                say(refusal_in_words(refusal))
+        missing = [site for site in config.sites() if site not in roll.nodes]
+        is_over = time.monotonic() > deadline
+        if fatal and (not door.waits or (is_over and config.engine.superlink)):
+            raise type(fatal[0])(_once(problem for error in fatal for problem in error.problems))
+        if not fatal and (not missing or (is_over and not too_few(config, roll.site_domains()))):
             break
-        if time.monotonic() > deadline:
+        if is_over and not door.waits:
             mend = "start these sites, or take them out of the configuration"
             raise EngineError(f"no node holds {', '.join(missing)} after {wait:.0f} s", mend=mend)
-        time.sleep(0.2)
-    roll.domains = {domain: agree(domain, roll) for domain in config.domains}
+        time.sleep(LOOK_SECONDS)
+    for site in missing:
+        if site not in refused:
+            say(f"the run begins without site {site}: no node holds it after {wait:.0f} s")
+    for domain in config.domains.keys() - roll.domains.keys():  # a run that goes on has them from its beginning
+        roll.domains[domain] = agree(domain, roll)
+    roll.domains = {domain: roll.domains[domain] for domain in config.domains}
     _check_watched(config, roll)
     return roll
+
+
+def too_few(config: RunConfig, there: Mapping[str, str]) -> dict[str, str]:
+    """Domain -> how few of its sites are in `there` (site -> domain), in words, where it must have more to begin."""
+    counts, found = Counter(there.values()), {}
+    for domain, settings in config.domains.items():
+        need = settings.minimum_sites or len(settings.site_names(domain))
+        if counts[domain] < need:
+            found[domain] = f"{counts[domain]} of {need} sites of domain {domain}"
+    return found
+
+
+def _is_fatal(refusal: Refusal, refused: Collection[str], config: RunConfig) -> bool:
+    """Can the run not do without whom a refusal keeps out? Of a node without a name: only in a simulation."""
+    if not refusal.sites:
+        return not config.engine.superlink
+    domains = config.sites()
+    left = {site: domain for site, domain in domains.items() if site not in refused}
+    return any(domains.get(site) in too_few(config, left) for site in refusal.sites)
+
+
+def refusal_in_words(refusal: Refusal) -> str:
+    """A sentence for the screen."""
+    who = f"site {', '.join(refusal.sites)}" if refusal.sites else f"node {refusal.node}"
+    return f"{who} is left out: {refusal.error}"
 
 
 def _check_watched(config: RunConfig, roll: Roll) -> None:
@@ -92,21 +101,12 @@ def _check_watched(config: RunConfig, roll: Roll) -> None:
 def refuse_changed_data(roll: Roll, before: Mapping[str, Mapping[str, Any]]) -> None:
     """A run goes on with the data that it began with. `before`: the sites of run.json. Raises DataError."""
     changed = [
-        Problem(f"the data of site {site} have changed since the run began (sha256 {card.sha256[:12]}...)", card.source)
+        changed_data(card).problems[0]
         for site, card in sorted(roll.cards.items())
         if site in before and before[site]["sha256"] != card.sha256
     ]
     if changed:
-        raise DataError([*changed[:-1], replace(changed[-1], mend="bring the old data back, or start a new run")])
-
-
-def _enter(roll: Roll, card: SiteCard, node: int, expected: Mapping[str, str]) -> None:
-    if expected.get(card.site) != card.domain:
-        what = f'a node says that it is site "{card.site}" of domain {card.domain}; the configuration has none such'
-        raise EngineError(what, mend=f"its sites are {', '.join(expected)}")
-    if roll.nodes.get(card.site, node) != node:
-        raise EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")
-    roll.nodes[card.site], roll.cards[card.site] = node, card
+        raise DataError([*(replace(problem, mend="") for problem in changed[:-1]), changed[-1]])
 
 
 def _once(problems) -> list[Problem]:
@@ -182,3 +182,10 @@ def save_cards(folder: Path, roll: Roll) -> None:
     cards = {domain: asdict(card) for domain, card in roll.domains.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "domains.json").write_text(json.dumps(cards, indent=2), encoding="utf-8")
+
+
+def load_cards(folder: Path) -> dict[str, DomainCard]:
+    """What `save_cards` has written; nothing where there is nothing."""
+    file = folder / "domains.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {domain: DomainCard.from_dict(row) for domain, row in rows.items()}

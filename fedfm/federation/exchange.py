@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.1
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-def exchange(grid: Grid, orders: Mapping[str, Message], timeout: float) -> Iterator[tuple[str, Message | None]]:
+def exchange(
+    grid: Grid, orders: Mapping[K, Message], timeout: float, meanwhile: Callable[[], None] = lambda: None,
+    given_up: dict[str, K] | None = None,
+) -> Iterator[tuple[K, Message | None]]:  # fmt: skip
     """Send the orders (key -> message) and yield (key, reply) as replies come; None for those that never do.
 
     Who has not answered when no reply at all has come for `timeout` seconds is given up. Replies are matched by the id
     of the message they answer, not by node: several sites may share a node, and errors made by the SuperLink carry its
     own id. A grid that works only when asked (the in-process one) does the next piece of work when the next reply is
     wanted, so that one reply is held at a time.
+
+    `meanwhile` is called while there is nothing to do but wait. `given_up` takes the ids of the messages that were
+    given up, with their keys: what comes of them later is late.
     """
     ids = list(grid.push_messages(orders.values()))
     waiting = dict(zip(ids, orders, strict=True))
@@ -33,17 +40,27 @@ def exchange(grid: Grid, orders: Mapping[str, Message], timeout: float) -> Itera
         if replies:
             silent_since = time.monotonic()
         else:
+            meanwhile()
             time.sleep(POLL_SECONDS)
+    if given_up is not None:
+        given_up |= waiting
     for key in waiting.values():
         yield key, None
 
 
-def in_order(pairs: Iterator[tuple[str, T]], keys: Sequence[str]) -> Iterator[tuple[str, T]]:
+def late(grid: Grid, given_up: dict[str, K]) -> list[K]:
+    """Keys of given-up messages whose answers have come after all: thrown away, and taken out of `given_up`."""
+    replies = grid.pull_messages(list(given_up)) if given_up else ()
+    came = [(given_up.pop(reply.metadata.reply_to_message_id, None), reply.has_error()) for reply in replies]
+    return [key for key, is_error in came if key is not None and not is_error]
+
+
+def in_order(pairs: Iterator[tuple[K, T]], keys: Sequence[K]) -> Iterator[tuple[K, T]]:
     """The pairs in the order of `keys`; what comes early waits.
 
     Sums of floating-point numbers depend on their order, and the order in which sites finish is chance.
     """
-    early: dict[str, T] = {}
+    early: dict[K, T] = {}
     wanted = iter(keys)
     nearest = next(wanted, None)
     for key, value in pairs:

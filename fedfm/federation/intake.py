@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedfm.arrays import Arrays, norm, num_bytes
 from fedfm.config import RunConfig
-from fedfm.federation.asking import Packed, Sites
+from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
@@ -36,6 +37,7 @@ class Count:
     bytes_up: int = 0
     loss: float = 0.0
     examples: int = 0
+    used_of: Counter[str] = field(default_factory=Counter)  # domain -> used
     virtual_seconds: float | None = None  # of the round: until the slowest of the sites that answer has answered
 
     def row(self) -> dict[str, float | int | None]:
@@ -49,11 +51,17 @@ class Count:
 
 
 class Intake:
-    """The updates of one round. `weights` are those that were sent out, `packed` the records that carried them."""
+    """The updates of one round. `weights` are those that were sent out, `packed` the records that carried them.
 
-    def __init__(self, sites: Sites, config: RunConfig, weights: Arrays, packed: Packed, count: Count):
+    `aside`: what is scored along with the training.
+    """
+
+    def __init__(
+        self, sites: Sites, config: RunConfig, weights: Arrays, packed: Packed, count: Count,
+        aside: Aside | None = None,
+    ):  # fmt: skip
         self.sites, self.config, self.weights = sites, config, weights
-        self.packed, self.count = packed, count
+        self.packed, self.count, self.aside = packed, count, aside
         self._sizes: dict[tuple[str, int], int] = {}
 
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
@@ -94,7 +102,7 @@ class Intake:
         for site, reason in faults.gone.items():
             self._leave_out({site: reason})
         there = [site for site in asked if site not in faults.gone]
-        for answer in self.sites.train(there, count.number, self.packed, faults.shares):
+        for answer in self.sites.train(there, count.number, self.packed, faults.shares, self.aside):
             domain = self.sites.domain_of(answer.sites[0])
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
@@ -206,6 +214,7 @@ class Intake:
             values = {column: told[name] for name, column in names.items() if name in told}
             rows.append((site, domain, "train", values, examples))
             count.used += 1
+            count.used_of[domain] += 1
             if self.config.simulation.has_clock:
                 down = self.packed.of(domain, site).count_bytes()
                 up = self._bytes_of_update(domain, site)

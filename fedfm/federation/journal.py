@@ -8,7 +8,7 @@ from typing import Any
 from fedfm.arrays import Arrays, sha256
 from fedfm.config import BodyConfig, RunConfig
 from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
-from fedfm.federation.enrolment import Roll
+from fedfm.federation.door import Roll
 from fedfm.federation.messages import SiteCard
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.training.metrics import PRIMARY
@@ -72,20 +72,25 @@ class Journal:
         self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None, shown: str
     ) -> None:
         """The first event of a run, what run.json says of its sites, and what the sites warn of."""
-        cards = {name: roll.cards[name] for name in sorted(roll.cards)}
-        sites = {
-            name: {"domain": c.domain, "source": c.source, "sha256": c.sha256, "label_counts": c.label_counts}
-            for name, c in cards.items()
-        }
         primary = {domain: PRIMARY[card.task] for domain, card in roll.domains.items()}
-        generated = sorted({card.domain for card in cards.values() if card.source == "generated"})
-        self.folder.update(status="running", sites=sites, primary=primary, generated=generated, reason=None, error=None)
+        generated = sorted({card.domain for card in roll.cards.values() if card.source == "generated"})
+        self.folder.update(status="running", primary=primary, generated=generated, reason=None, error=None)
         self.tell(
             "run-started", run=self.folder.path.name, strategy=config.strategy.name, engine=config.engine.name,
             seed=config.seed, rounds=config.rounds, body=in_words(config.body), sites=roll.site_domains(),
             primary=primary, bytes_per_site={"down": bytes_per_site, "up": bytes_per_site}, generated=generated,
             resumed_from=resumed_from, shown=shown,
         )  # fmt: skip
+        self.enter(roll)
+
+    def enter(self, roll: Roll) -> None:
+        """What run.json says of the sites that are or were there, and what they warn of, each once."""
+        cards = {name: roll.cards[name] for name in sorted(roll.cards)}
+        sites = self.folder.info.get("sites", {}) | {
+            name: {"domain": c.domain, "source": c.source, "sha256": c.sha256, "label_counts": c.label_counts}
+            for name, c in cards.items()
+        }
+        self.folder.update(sites=dict(sorted(sites.items())))
         for (domain, sentence), names in _warnings(cards).items():
             of_all = len(names) > 1 and len(names) == sum(card.domain == domain for card in cards.values())
             who = domain if of_all else f"{domain}, {', '.join(names)}"

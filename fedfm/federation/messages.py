@@ -4,6 +4,9 @@
     train     down: shared and domain tensors, the order        up: the change of those tensors, losses, sizes
     evaluate  down: the same tensors, which split               up: tallies (see training.metrics)
 
+Across machines a message costs seconds, whatever is in it. There the tallies of the weights that a round begins with
+come with its training, and those of the last round's on both splits in one answer (`Order.beside`).
+
 Some strategies send more beside the tensors, both ways, of the same names and shapes: `<what>><group>/<tensor>`.
 
 An order names one site. In a simulation, where one process plays many sites of a domain, it names a pack of them: they
@@ -20,7 +23,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -60,6 +63,9 @@ class SiteCard:
         return counts["sentences"] if self.task == "token-classification" else sum(counts.values())
 
 
+Scoring = tuple[str, str]  # the split that is scored, and whose model: see `Order.split`, `Order.model`
+
+
 @dataclass(frozen=True)
 class Order:
     """What a pack of sites of one domain is asked to do in a round. `config` is the run's configuration as JSON text.
@@ -82,7 +88,8 @@ class Order:
     rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
     cards: tuple[DomainCard, ...] = ()  # train only: the domains whose data are pooled; empty: each site for itself
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
-    source: str = ""
+    source: str = ""  # at a real site, which fills it in: where its data lie
+    beside: tuple[Scoring, ...] = ()  # to be scored as well; of a train order the weights received, before it trains
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Answer:
     """The reply of a pack: `arrays` is its update (train) or its tallies (evaluate).
 
     `metrics`: name -> one number for each site of the order. `left_out`: site -> why its part is not in `arrays`.
+    `beside`: the tallies that the order asked for beside that.
     """
 
     sites: tuple[str, ...]
@@ -98,6 +106,7 @@ class Answer:
     left_out: Mapping[str, str] = field(default_factory=dict)
     num_bytes: int = 0
     problem: FedfmError | None = None
+    beside: Mapping[Scoring, Answer] = field(default_factory=dict)
 
 
 def write_query(config: str, node: int) -> Message:
@@ -150,6 +159,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
         "folder": order.folder, "model": order.model, "rank": order.rank,
         "cards": [_card_text(card) for card in order.cards], "shares": list(order.shares),
+        "beside": ["/".join(scoring) for scoring in order.beside],
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
@@ -167,51 +177,79 @@ def _card_of_text(text: str) -> DomainCard:
 
 @phase("move")
 def read_order(message: Message) -> tuple[Order, Arrays]:
+    return order_of(message), from_record(message.content["weights"])
+
+
+def order_of(message: Message) -> Order:
+    """The order of a message, without the weights that came with it."""
     record = message.content["order"]
     cards = tuple(_card_of_text(str(text)) for text in record["cards"])
-    order = Order(
+    return Order(
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
         str(record["model"]), int(record["rank"]), cards, tuple(record["shares"]),
+        beside=tuple(_scoring(str(text)) for text in record["beside"]),
     )  # fmt: skip
-    return order, from_record(message.content["weights"])
 
 
 @phase("move")
 def write_answer(answer: Answer, order: Message) -> Message:
     """The reply that `read_answer` reads: its `num_bytes` and `problem` are the reader's."""
+    content = _records(answer) | {
+        f"{'/'.join(scoring)}:{name}": record
+        for scoring, beside in answer.beside.items()
+        for name, record in _records(beside).items()
+    }
+    return Message(RecordDict(content), reply_to=order)
+
+
+def _records(answer: Answer) -> dict[str, ArrayRecord | MetricRecord | ConfigRecord]:
     left_out = {"left-out": list(answer.left_out), "reasons": list(answer.left_out.values())}
-    content = RecordDict({
+    return {
         "arrays": to_record(answer.arrays),
         "metrics": MetricRecord({name: [float(v) for v in values] for name, values in answer.metrics.items()}),
         "meta": ConfigRecord({"sites": list(answer.sites), **left_out}),
-    })  # fmt: skip
-    return Message(content, reply_to=order)
+    }
 
 
 @phase("move")
-def read_answer(reply: Message, most: int = sys.maxsize) -> Answer:
+def read_answer(reply: Message, most: int = sys.maxsize, beside: Sequence[Scoring] = ()) -> Answer:
     """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`.
 
-    `most`: bytes that it may have; what is larger is not decoded.
+    `most`: bytes that it may have; what is larger is not decoded. `beside`: the scorings that were asked for as well.
     """
     try:
         if not reply.has_error():
             _check_size(reply.content, most)
         _raise_problem(reply)
-        if strange := sorted(reply.content.keys() - ANSWER_RECORDS):
+        prefixes = {scoring: f"{'/'.join(scoring)}:" for scoring in beside}
+        known = ANSWER_RECORDS | {f"{prefix}{name}" for prefix in prefixes.values() for name in ANSWER_RECORDS}
+        if strange := sorted(reply.content.keys() - known):
             raise ValueError(f"it holds what was not asked for: {strange[0]}")
-        record, meta = reply.content["arrays"], reply.content["meta"]
-        sites = tuple(map(str, meta["sites"]))
-        metrics = {name: list(map(float, values)) for name, values in reply.content["metrics"].items()}
-        if any(len(values) != len(sites) for values in metrics.values()):
-            raise ValueError("its numbers are not one for each site")
-        left_out = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
-        return Answer(sites, from_record(record), metrics, left_out, record.count_bytes())
+        there = {scoring: prefix for scoring, prefix in prefixes.items() if f"{prefix}meta" in reply.content}
+        found = {scoring: _answer(reply.content, prefix) for scoring, prefix in there.items()}
+        return replace(_answer(reply.content, ""), beside=found)
     except FedfmError as error:
         return Answer((), problem=error)
     except Exception as error:  # whatever a site sends must not end the run of the others
         return Answer((), problem=errors.RunError(f"its answer cannot be read: {type(error).__name__}: {error}"))
+
+
+def _answer(content: RecordDict, prefix: str) -> Answer:
+    record, meta = content[f"{prefix}arrays"], content[f"{prefix}meta"]
+    sites = tuple(map(str, meta["sites"]))
+    metrics = {name: list(map(float, values)) for name, values in content[f"{prefix}metrics"].items()}
+    if any(len(values) != len(sites) for values in metrics.values()):
+        raise ValueError("its numbers are not one for each site")
+    left_out = dict(zip(map(str, meta["left-out"]), map(str, meta["reasons"]), strict=True))
+    if foreign := sorted(left_out.keys() - set(sites)):
+        raise ValueError(f'it leaves out site "{foreign[0]}", which is not its own')
+    return Answer(sites, from_record(record), metrics, left_out, record.count_bytes())
+
+
+def _scoring(text: str) -> Scoring:
+    split, _, model = text.partition("/")
+    return split, model
 
 
 def split_more(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Arrays]]:
@@ -229,10 +267,17 @@ def join_more(arrays: Mapping[str, np.ndarray], more: Mapping[str, Mapping[str, 
     return dict(arrays) | {f"{what}{MORE}{n}": v for what, inner in more.items() for n, v in inner.items()}
 
 
-def write_problem(error: FedfmError, message: Message) -> Message:
-    """A site's refusal, with its reasons."""
-    fields = {"class": type(error).__name__, "problems": json.dumps([asdict(p) for p in error.problems])}
+def write_problem(error: FedfmError, message: Message, sites: Sequence[str] = ()) -> Message:
+    """A refusal of a node, or of the `sites` that it holds, with its reasons."""
+    problems = json.dumps([asdict(problem) for problem in error.problems])
+    fields = {"class": type(error).__name__, "problems": problems, "sites": list(sites)}
     return Message(RecordDict({"problem": ConfigRecord(fields)}), reply_to=message)
+
+
+def sites_of_problem(reply: Message) -> tuple[str, ...]:
+    """Whose refusal a reply is, as far as it says."""
+    is_refusal = not reply.has_error() and "problem" in reply.content
+    return tuple(map(str, reply.content["problem"].get("sites", ()))) if is_refusal else ()
 
 
 def _raise_problem(reply: Message) -> None:

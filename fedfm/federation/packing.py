@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from fedfm.config import RunConfig
-from fedfm.federation.enrolment import Roll
+from fedfm.federation.door import Roll
 
 Pack = tuple[str, ...]
 Kind = Callable[[str], Hashable]  # of the model that a site is sent

@@ -80,7 +80,7 @@ def problems_of_order(
         found.append(Problem(f"the order is not for it alone: {asked}", "order"))
     if order.round > settings.allow.max_rounds:
         found.append(Problem(f"it allows at most {settings.allow.max_rounds} rounds", f"round {order.round}", ASK))
-    found += _problems_of_size(settings.allow, received, "received")
+    found += _problems_of_size(settings.allow, num_bytes(received), "received")
     if not order.split:
         found += _problems_of_releases(settings.allow, released)
     return [*problems_of_run(settings, config), *_of_site(settings, found)]
@@ -90,7 +90,8 @@ def problems_of_answer(
     settings: SiteSettings, order: Order, received: Mapping[str, np.ndarray], answer: Answer, released: int
 ) -> list[Problem]:
     """What of an answer must not leave. `released`: updates that have left before it."""
-    found = _problems_of_size(settings.allow, answer.arrays, "to be sent")
+    arrays = [answer.arrays, *(part.arrays for part in answer.beside.values())]
+    found = _problems_of_size(settings.allow, sum(map(num_bytes, arrays)), "to be sent")
     if not order.split and answer.arrays:
         found += _problems_of_groups(settings, received, answer.arrays)
         found += _problems_of_examples(settings.allow, int(answer.metrics["num-examples"][0]))
@@ -134,8 +135,8 @@ def _problems_of_releases(allow: AllowConfig, released: int) -> list[Problem]:
     return [Problem(f"it has sent {released} updates, and no more are to leave it", "allow.max-releases", ASK)]
 
 
-def _problems_of_size(allow: AllowConfig, arrays: Mapping[str, np.ndarray], which: str) -> list[Problem]:
-    size = num_bytes(arrays) / MIB
+def _problems_of_size(allow: AllowConfig, num_bytes: int, which: str) -> list[Problem]:
+    size = num_bytes / MIB
     if size <= allow.max_message_mib:
         return []
     what = f"the tensors {which} are {size:.1f} MiB, and it allows {allow.max_message_mib:g}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.config.site import SiteSettings, load_site_settings
 from fedfm.domains import load_site
-from fedfm.errors import DataError, FedfmError, PolicyError, Problem, RunError
+from fedfm.errors import ConfigError, DataError, FedfmError, PolicyError, Problem, RunError
 from fedfm.federation import policy
 from fedfm.federation.messages import Answer, Order, SiteCard
 from fedfm.federation.site_data import forget_data, parse_config, site_card
@@ -30,8 +31,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def real_site(context: Context) -> RealSite | None:
     """The site of a node that was started with `settings` in its node configuration; None in a simulation."""
+    settings = settings_of(context)
+    return RealSite(settings) if settings else None
+
+
+def settings_of(context: Context) -> SiteSettings | None:
+    """As they are now. Raises PolicyError where they have been spoilt: how is not for the coordinator."""
     path = context.node_config.get("settings")
-    return RealSite(load_site_settings(str(path))) if path else None
+    try:
+        return load_site_settings(str(path)) if path else None
+    except ConfigError as error:
+        _log(str(error))
+        raise PolicyError("the site's own settings cannot be read", mend="at the site: fedfm site check") from None
 
 
 @dataclass(frozen=True)
@@ -69,21 +80,28 @@ class RealSite:
 
     def release(self, order: Order, received: Arrays, answer: Answer) -> Answer:
         """The answer, once it may leave and, if it is an update, has been counted. Raises PolicyError."""
-        for reason in answer.left_out.values():
-            self.say(reason)
+        for part in (answer, *answer.beside.values()):
+            for reason in part.left_out.values():
+                self.say(reason)
         is_update = bool(answer.arrays) and not order.split
         counted = Releases(Path(self.settings.state)).one_more() if is_update else nullcontext(0)
         try:
             with counted as released:
                 _refuse(policy.problems_of_answer(self.settings, order, received, answer, released))
         except FedfmError:
-            drop_private(Path(order.folder) / "checkpoint" / "sites", self.settings.site, order.round)
+            if is_update:
+                drop_private(Path(order.folder) / "checkpoint" / "sites", self.settings.site, order.round)
             raise
+        beside = {scoring: self._without_reasons(part) for scoring, part in answer.beside.items()}
+        return replace(self._without_reasons(answer), beside=beside)
+
+    def _without_reasons(self, answer: Answer) -> Answer:
         return replace(answer, left_out=dict.fromkeys(answer.left_out, self._unusable()))
 
     @contextmanager
     def turning_errors_into_sentences(self) -> Iterator[None]:
-        """A full disk is no fault of the program; and what is refused stands in the site's own log too."""
+        """What is refused, or fails, stands in the site's own log too. There only: the words of errors that are no
+        sentences of fedfm, which may quote data."""
         try:
             yield
         except OSError as error:
@@ -94,10 +112,14 @@ class RealSite:
         except FedfmError as error:
             self.say(str(error))
             raise
+        except Exception as error:
+            traceback.print_exc()
+            what = f'site "{self.settings.site}" failed ({type(error).__name__}); its own log says where'
+            raise RunError(what) from None
 
     def say(self, words: str) -> None:
         """A line for the site's own log."""
-        print(f"fedfm: {words}", file=sys.stderr, flush=True)
+        _log(words)
 
     @contextmanager
     def _telling_no_data(self) -> Iterator[None]:
@@ -110,6 +132,10 @@ class RealSite:
 
     def _unusable(self) -> str:
         return f'the data of site "{self.settings.site}" cannot be used; its own log says why'
+
+
+def _log(words: str) -> None:
+    print(f"fedfm: {words}", file=sys.stderr, flush=True)
 
 
 def _refuse(problems: Sequence[Problem]) -> None:

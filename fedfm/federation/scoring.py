@@ -7,12 +7,13 @@ global model, as a site that is new would have it, and of the personal ones, eac
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from fedfm.arrays import Arrays
-from fedfm.federation.asking import Packed, Sites
-from fedfm.federation.messages import Answer
+from fedfm.federation.asking import Aside, Packed, Sites
+from fedfm.federation.messages import Answer, Scoring
 from fedfm.federation.screening import reason_not_to_count
 from fedfm.profiling import phase
 from fedfm.strategies.base import State
@@ -57,17 +58,41 @@ class Scores:
 
 def score(sites: Sites, weights: Arrays, state: State, round: int, split: str) -> Scores:
     """Ask the sites for their tallies of a model on `split`; write site, domain and federation rows."""
-    scores = _score(sites, sites.pack(weights, state, along=False, own=False), round, split, "global")
+    scores = _ask(sites, sites.pack(weights, state, along=False, own=False), round, (split, "global"))
     if model := sites.own_model(split):
-        scores.personal = _score(sites, sites.pack(weights, state, along=False), round, split, model)
+        scores.personal = _ask(sites, sites.pack(weights, state, along=False), round, (split, model))
+    return scores
+
+
+def score_at_once(
+    sites: Sites, weights: Arrays, state: State, round: int, splits: Sequence[str]
+) -> dict[str, Scores]:  # fmt: skip
+    """As `score` for each of `splits`, in one wave: for runs whose scores ride (`Sites.scores_ride`)."""
+    (split, model), *rest = [scoring for split in splits for scoring in sites.scorings(split)]
+    aside = Aside(round, tuple(rest))
+    packed = sites.pack(weights, state, along=False)
+    first = list(sites.evaluate(round, packed, split, model, aside))
+    aside = replace(aside, answers={(split, model): first, **aside.answers})
+    return {split: scores_of(sites, aside, split) for split in splits}
+
+
+def scores_of(sites: Sites, aside: Aside, split: str) -> Scores:
+    """The scores that have come aside, with their rows written."""
+    scores, *personal = [_count(sites, aside.of(scoring), aside.round, scoring) for scoring in sites.scorings(split)]
+    scores.personal = personal[0] if personal else None
     return scores
 
 
 @phase("evaluate")
-def _score(sites: Sites, packed: Packed, round: int, split: str, model: str) -> Scores:
-    journal, counted = sites.journal, {}
+def _ask(sites: Sites, packed: Packed, round: int, scoring: Scoring) -> Scores:
+    return _count(sites, sites.evaluate(round, packed, *scoring), round, scoring)
+
+
+def _count(sites: Sites, answers: Iterable[Answer], round: int, scoring: Scoring) -> Scores:
+    """Scores from the answers of sites, whose rows are written as they come."""
+    journal, (split, model), counted = sites.journal, scoring, {}
     column = "global" if model == "global" else "personal"
-    for answer in sites.evaluate(round, packed, split, model):
+    for answer in answers:
         domain = sites.domain_of(answer.sites[0])
         tallies, unscored = _tallies(answer)
         rows = []

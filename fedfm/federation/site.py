@@ -18,7 +18,7 @@ from fedfm.arrays import Arrays
 from fedfm.errors import FedfmError
 from fedfm.federation.compression import ENCODED, compress, transform_of
 from fedfm.federation.faults import attacked, attackers, flip_labels
-from fedfm.federation.messages import Answer, Order, join_more, to_record
+from fedfm.federation.messages import Answer, Order, Scoring, join_more, to_record
 from fedfm.federation.reduction import Reduction
 from fedfm.federation.site_data import parse_config, site_features
 from fedfm.federation.workbench import ERROR, Workbench, workbench
@@ -84,6 +84,20 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         tallies += [one.tally for one in scored]
         _keep_items(order, sites, scored)
     return told.answer(stack(tallies) if tallies else {})
+
+
+def score_beside(order: Order, received: Mapping[str, np.ndarray]) -> dict[Scoring, Answer]:
+    """What an order wants scored beside its work: before a training the weights of the round before it."""
+    number = order.round if order.split else order.round - 1
+    found = {}
+    for split, model in order.beside:
+        asked = replace(order, round=number, split=split, model=model, beside=(), shares=())
+        try:
+            found[split, model] = evaluate(asked, received)
+        except Exception as error:  # whoever cannot be scored can still train
+            reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
+            found[split, model] = Answer(order.sites, left_out=dict.fromkeys(order.sites, reason))
+    return found
 
 
 def _keep_items(order: Order, sites: Sequence[str], scored: Sequence[Scored]) -> None:

@@ -10,7 +10,6 @@ names becomes a path.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -111,6 +110,8 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
+    import fcntl  # of real sites only: Windows, which has none, can simulate
+
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -11,10 +11,10 @@ and imports the app from it. Here
 - libraries are imported once: a message is played in a fork of this process, which takes milliseconds. What a message
   leaves in memory still ends with it.
 
-Flower's trusted entities (`flower-supernode --trusted-entities`) are not used. They let a site demand that a bundle be
-signed by a key that it knows, which says who made it, not what is in it, and SuperLink must offer the signatures
-("valid_license"), which the one of the open source does not: with them on, every run is refused. Here no bundle's code
-runs, signed or not.
+Flower's trusted entities (`flower-supernode --trusted-entities`) are not used. They say who has signed a bundle, not
+what is in it, and signatures come only with bundles that SuperLink fetches from Flower's hub over the internet: one
+that is handed in from a folder, as every run of fedfm is, has none, and with them on each of its messages would be
+refused. Here no bundle's code runs, signed or not.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedfm.config import RunConfig
+from fedfm.federation.auditing import note_refusal
 from fedfm.federation.bundle import faults_of_bundle
 from fedfm.federation.flower_private import Tasks, play
 
@@ -85,6 +86,7 @@ def app_for(kind: str, bundle: bytes) -> ClientApp:
 def _refusing(reason: str) -> ClientApp:
     def refuse(message: Message, context: Context) -> Message:
         _say(f"refused a {message.metadata.message_type} message of run {context.run_id}: {reason}")
+        note_refusal(message, context, reason)
         return Message(Error(INVALID_BUNDLE, reason), reply_to=message)
 
     app = ClientApp()

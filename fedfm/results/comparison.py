@@ -66,10 +66,10 @@ def _rows_of(run: CellRun) -> list[dict]:
         for domain, scores in final.items():
             for metric, value in scores.items():
                 at = sites[(sites["domain"] == domain) & (sites["metric"] == metric)]["value"].tolist()
-                known = [v for v in at if math.isfinite(v)]
+                known, worst = [v for v in at if math.isfinite(v)], max if metric == "loss" else min
                 rows.append(
                     {**own, "domain": domain, "metric": metric, "primary": metric == primary[domain]}
-                    | {"value": math.nan if value is None else value, "worst_site": min(known, default=math.nan)}
+                    | {"value": math.nan if value is None else value, "worst_site": worst(known, default=math.nan)}
                     | {"gini": gini(known) if metric != "loss" else math.nan, "steps": int(steps.get(domain, 0))}
                     | cost
                 )

@@ -3,6 +3,7 @@
 curves     validation score against round, a panel a domain; line: mean over seeds, band: 95 % interval
 final      test score by domain and setting, mean and interval; bounds as lines across
 worst      mean over domains against the worst domain
+labels     training labels at each site, of the first run
 traffic    validation score against megabytes sent
 transfer   difference to a bound, domain by setting
 """
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedfm.results.comparison import BOUNDS, OVER, CellRun, curve_of
-from fedfm.results.figures import DASHES, PALETTE, STYLE, new_figure, save_figure, stamp
+from fedfm.results.figures import DASHES, PALETTE, STYLE, labels_figure, new_figure, save_figure, stamp
 from fedfm.results.lines import shorten
 from fedfm.results.statistics import interval
 
@@ -41,6 +42,7 @@ def draw_comparison(
             ("curves", _curves(curves, "round", styles), curves),
             ("final", _final(shown, bounds, styles), shown),
             ("worst", _mean_and_worst(shown, styles), shown[shown["domain"].isin(OVER)]),
+            ("labels", *labels_figure(runs[0].folder.info.get("sites") or {})),
             ("traffic", _curves(curves[curves["megabytes"] > 0], "megabytes", styles), curves),
         ]
         if len(transfer):
@@ -88,7 +90,7 @@ def _curves(curves: pd.DataFrame, against: str, styles: dict) -> Figure:
         axes.set_xlabel({"round": "round", "megabytes": "MB sent, up and down"}[against])
         axes.set_ylim(*_scores_only(axes.get_ylim()))
         if against == "round":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(domains):
         panels[0].set_ylabel("validation score (primary metric)")
         _legend(figure, panels)

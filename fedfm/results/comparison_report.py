@@ -18,6 +18,7 @@ FIGURES = {
     "curves": "Validation scores against rounds: mean over seeds, band: 95 % interval.",
     "worst": "Mean over domains against the worst domain, test; bars: 95 % intervals.",
     "traffic": "Validation scores against megabytes sent, up and down, over all sites.",
+    "labels": "Training labels at each site, of the first run.",
     "transfer": "Test scores minus those of a bound, mean over seeds; red: the setting is worse.",
 }
 PAIR_COLUMNS = ["domain", "left", "right", "difference", "low", "high", "seeds", "p_t", "p_t_holm",
@@ -78,7 +79,8 @@ def summary_sentence(tables: Mapping[str, pd.DataFrame], failed: Mapping[str, st
     if seeds < 3:
         words.append("With fewer than three seeds no difference can be told from chance.")
     if failed:
-        words.append(f"{len(failed)} runs failed and are missing from all tables.")
+        count = "1 run failed and is" if len(failed) == 1 else f"{len(failed)} runs failed and are"
+        words.append(f"{count} missing from all tables.")
     return " ".join(words)
 
 

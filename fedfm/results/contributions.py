@@ -12,9 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from math import factorial
+from pathlib import Path
 
 MOST_SITES = 6  # 64 runs
 Coalition = frozenset[str]
+
+
+def contributions_folder(runs: Path, config_sha256: str) -> Path:
+    """Where the contributions of a configuration's sites lie, below the folder of its runs."""
+    return runs / f"contributions-{config_sha256[:8]}"
 
 
 def coalitions(sites: Iterable[str], shapley: bool) -> list[Coalition]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -74,7 +75,7 @@ def draw_figures(folder: RunFolder) -> list[Path]:
             drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))
             stamp(drawn[-1][1], [domain] if domain in generated else [])
         drawn.append(("overview", *_overview_figure(metrics, primary)))
-        drawn.append(("labels", *_labels_figure(info.get("sites") or {})))
+        drawn.append(("labels", *labels_figure(info.get("sites") or {})))
         for _, figure, _ in drawn[-2:]:
             stamp(figure, generated)
         drawn.append(("traffic", *_traffic_figure(folder.rounds)))
@@ -89,11 +90,13 @@ def stamp(figure: Figure, generated: Sequence[str]) -> None:
 
 
 def save_figure(stem: Path, figure: Figure, data: pd.DataFrame) -> list[Path]:
+    """`<stem>.png`, `.svg`, and `.csv`, which holds what they show."""
     png, svg, table = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg", "csv"))
+    figure.set_dpi(150)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout stands: computing it again for each file takes half of the time
-    figure.savefig(png, dpi=150, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": "fedfm"})
+    figure.set_layout_engine("none")  # the layout stands; `savefig` would draw twice more for each file to find it
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": "fedfm"})
     data.to_csv(table, index=False, lineterminator="\n")
     return [png, svg, table]
 
@@ -161,7 +164,7 @@ def _score_axes(figure: Figure, title: str, label: str) -> Axes:
     axes = figure.add_subplot()
     axes.set_title(title, fontweight="bold")
     axes.set(xlabel="round", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
 
 
@@ -221,7 +224,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved.tolist()
 
 
-def _labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
+def labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
     """Training labels at every site, one panel a domain."""
     rows = [
         {"domain": site["domain"], "site": name, "label": label, "count": count}
@@ -263,7 +266,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
         start = start + width
     axes.set_yticks(np.arange(len(table)), [shorten(site, 24) for site in table.index])
     axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("training labels")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=8, handlelength=1, borderpad=0)

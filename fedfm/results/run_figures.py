@@ -1,5 +1,6 @@
 """More figures of one run, for its report: drift, timeline, and what became of the test examples.
 
+bytes                score of each domain on validation, by what was sent until then
 drift                norm of each site's update, and its cosine to the mean, by round
 timeline             seconds that each site worked, by round
 confusion_<domain>   test: truth by prediction (classes)
@@ -39,6 +40,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
     generated = info.get("generated") or []
     drawn: list[Drawn] = []
     with mpl.rc_context(STYLE):
+        drawn += _bytes(folder, model)
         drawn += _drift(folder.metrics)
         drawn += _timeline(folder)
         calibrations = []
@@ -56,10 +58,54 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
         return [path for name, figure, data in drawn for path in save_figure(target / name, figure, data)]
 
 
+def draw_contributions(stem: Path, table: pd.DataFrame, metric: str) -> list[Path]:
+    """A bar for each site, of the last column of `table` (site, domain, left_out or shapley)."""
+    column = table.columns[-1]
+    with mpl.rc_context(STYLE):
+        figure = new_figure(6.4, 1.3 + 0.3 * len(table))
+        axes = figure.subplots()
+        domains = list(dict.fromkeys(table["domain"]))
+        for number, domain in enumerate(domains):
+            own = table["domain"] == domain
+            colour = PALETTE[number % len(PALETTE)]
+            axes.barh(np.flatnonzero(own), table[column][own], 0.7, color=colour, label=shorten(domain, 20))
+        axes.set_yticks(range(len(table)), [shorten(site, 20) for site in table["site"]])
+        axes.invert_yaxis()
+        axes.axvline(0, color="#555555", linewidth=0.8)
+        words = {"shapley": "Shapley value", "left_out": "score of all, minus that without the site"}
+        axes.set_xlabel(f"{words[column]} ({shorten(metric, 20)}, validation)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+        return save_figure(stem, figure, table)
+
+
 def labels_of(folder: RunFolder) -> dict[str, list[str]]:
     """Domain -> labels, of a run that has ended."""
     file = folder.path / "model" / "domains.json"
     return {d: card["labels"] for d, card in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _bytes(folder: RunFolder, model: str) -> list[Drawn]:
+    """The primary metric of every domain against megabytes, up and down, over all sites; of one round no line."""
+    costs = folder.rounds.set_index("round")
+    sent = ((costs["bytes_up"] + costs["bytes_down"]) / 1e6).cumsum()
+    primary = folder.info.get("primary") or {}
+    rows = folder.metrics.query("scope == 'domain' and split == 'validation' and model == @model")
+    rows = rows[rows["metric"] == rows["domain"].map(primary)]
+    data = rows[["round", "domain", "metric", "value"]].assign(megabytes=rows["round"].map(sent)).dropna()
+    if not sent.max() > 0 or data["round"].nunique() < 2:
+        return []
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    for number, (domain, own) in enumerate(data.groupby("domain")):
+        label = f"{shorten(domain, 20)} {primary[domain]}"
+        axes.plot(
+            own["megabytes"], own["value"], DASHES[number % 4], color=PALETTE[number % 6], marker="o", label=label
+        )
+    axes.set_xlabel("MB sent, up and down, all sites")
+    axes.set_ylabel("validation score")
+    axes.set_title("Scores by what was sent")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return [("bytes", figure, data)]
 
 
 def _drift(metrics: pd.DataFrame) -> list[Drawn]:
@@ -76,7 +122,7 @@ def _drift(metrics: pd.DataFrame) -> list[Drawn]:
             axes.plot(own["round"], own[column], dash, color=colour, marker="o", markersize=3, label=site)
         axes.set_title(titles[column])
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, [shorten(name, 20) for name in names], loc="outside right center", frameon=False)
     return [("drift", figure, data)]

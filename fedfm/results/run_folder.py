@@ -5,6 +5,8 @@
     rounds.csv    one row a round                         rows are appended, each write ends with a line end
     metrics.csv   one row a score
     sent.csv      one row for each site in each message that came from it: what left, its size, its digest
+    audit.jsonl   in the place of sent.csv where sites are across machines: see `audit.py`
+    intervals.csv one row a domain: its score on test and the bootstrap interval, written with the report
     predictions/  of a simulation: the test, example by example
     events.jsonl  one JSON object a line: what the screen shows
 
@@ -45,6 +47,7 @@ ROUND_COLUMNS = (
 )  # fmt: skip
 Listen = Callable[[dict[str, Any]], None]  # who hears the events of a run while it goes
 SENT_COLUMNS = ("round", "site", "domain", "what", "together", "tensors", "bytes", "sha256")
+INTERVAL_COLUMNS = ("domain", "model", "metric", "score", "low", "high")
 METRIC_COLUMNS = ("round", "scope", "name", "domain", "split", "metric", "value", "num_examples", "model")
 WORDS = frozenset(
     {"scope", "name", "domain", "split", "metric", "model", "site", "what", "sha256"}
@@ -138,6 +141,16 @@ class RunFolder:
         """Append rows to sent.csv, all in one write."""
         _append_rows(self.path / "sent.csv", SENT_COLUMNS, list(rows))
 
+    @property
+    def intervals(self) -> pd.DataFrame:
+        """intervals.csv [domains, INTERVAL_COLUMNS]: 95 % bootstrap intervals over test items."""
+        return _read_table(self.path / "intervals.csv", INTERVAL_COLUMNS)
+
+    def write_intervals(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace intervals.csv."""
+        cells = [[_cell(row[name]) for name in INTERVAL_COLUMNS] for row in rows]
+        replace_text(self.path / "intervals.csv", _csv_text([INTERVAL_COLUMNS, *cells]))
+
     def event(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Append one line to events.jsonl and return it as a reader of the file will see it (NaN becomes None)."""
         return self.events(kind, [fields])[0]
@@ -172,22 +185,20 @@ class RunFolder:
         self.update(status="failed", reason=reason, error=type(error).__name__ if known else "RunError")
         self.event("run-failed", reason=reason)
 
-    def truncate_after(self, round: int) -> None:
+    def truncate_after(self, round: int, is_unscored: bool = False) -> None:
         """Make the tables those of a run that has just done `round`, to resume from there.
 
-        Rows of later rounds go, and so do all test scores: a run that goes on has not come to its test.
+        Rows of later rounds go, and so do all test scores: a run that goes on has not come to its test. `is_unscored`:
+        the validation of that round is still to come, and so goes what an earlier try has written of it.
         """
-        _keep_rows(self.path / "rounds.csv", ROUND_COLUMNS, lambda row: int(row["round"]) <= round)
-        _keep_rows(
-            self.path / "sent.csv",
-            SENT_COLUMNS,
-            lambda row: int(row["round"]) <= round and row["what"] != "tally of test",
-        )
-        _keep_rows(
-            self.path / "metrics.csv",
-            METRIC_COLUMNS,
-            lambda row: int(row["round"]) <= round and row["split"] != "test",
-        )
+
+        def keep(row: Mapping[str, str]) -> bool:
+            split = row.get("split", row.get("what", "")).removeprefix("tally of ")
+            number, again = int(row["round"]), is_unscored and split == "validation"
+            return split != "test" and (number < round if again else number <= round)
+
+        for name, columns in (("rounds", ROUND_COLUMNS), ("sent", SENT_COLUMNS), ("metrics", METRIC_COLUMNS)):
+            _keep_rows(self.path / f"{name}.csv", columns, keep)
 
 
 def _now() -> str:

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from fedfm.results.audit import read_chain
+from fedfm.results.audit_page import CANNOT_LEAVE, left_each_site
+from fedfm.results.contributions import contributions_folder
+from fedfm.results.explanations import NOTE, explanations_html, load_explanations
 from fedfm.results.files import replace_text
 from fedfm.results.lines import in_bytes, in_time
 from fedfm.results.page import figure, folded, page, paragraph, table
 from fedfm.results.provenance import configuration, data, environment
 from fedfm.results.run_folder import RunFolder
 
-Intervals = Mapping[str, tuple[float, float]]
-CANNOT_LEAVE = (
-    "By construction no message holds an example, a label of a single example, a gradient of a single step, or the "
-    "frozen body: an update is the change of the tensors that train and are shared, after all local steps of a round; "
-    "a tally is sums and counts over a whole split (of images it also holds their class probabilities, sorted within "
-    "each class, for an exact AUC); a card, sent once, says the site's labels, how many examples it holds of each, the "
-    "size of its images, and a digest of its data."
-)
 CAPTIONS = {
     "overview": "Primary metric of every domain against rounds, validation.",
     "drift": "Norm of each site's update, and its cosine to the mean of all updates, by round.",
     "labels": "Training labels at each site.",
     "calibration": "Calibration on test: how often a prediction was right, by how probable it was said to be.",
+    "bytes": "Primary metric of every domain against megabytes sent, validation.",
     "traffic": "Bytes of training messages by round.",
+    "contributions": "Validation score that a site brings: by its Shapley value, or by what is lost without it.",
     "timeline": "Seconds that each site worked.",
 }
 
 
-def write_run_report(folder: RunFolder, intervals: Intervals) -> Path:
-    """Write `<run>/report.html`. intervals: domain -> bootstrap interval of the primary metric on test."""
+def write_run_report(folder: RunFolder) -> Path:
+    """Write `<run>/report.html` from what lies in the folder, figures and intervals too; returns its path."""
     events = _events(folder)
     info = folder.info
     sections = [
-        ("scores", "Scores", _scores(info, intervals)),
+        ("scores", "Scores", _scores(info, folder.intervals)),
         ("figures", "Figures", _figures(folder)),
         ("rounds", "Rounds", folded("all rounds", table(folder.rounds))),
+        ("contributions", "What each site brings", _contributions(folder)),
+        ("explanations", "Predictions, explained", _explanations(folder)),
         ("left", "What left each site", _left(folder)),
         ("failures", "Failures, left-out updates, warnings", _failures(info, events)),
         ("configuration", "Configuration", configuration(folder)),
         ("data", "Data", data(folder)),
         ("environment", "Environment", environment(folder)),
     ]
+    if info["status"] == "failed":  # what a reader looks for first
+        sections.sort(key=lambda section: section[0] != "failures")
     text = page(f"Run {info['name']}", summary_sentence(info, folder.rounds, events), sections)
     replace_text(folder.path / "report.html", text)
     return folder.path / "report.html"
@@ -60,7 +61,8 @@ def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) ->
     who = f"{len(sites)} sites of {len(domains)} domains ({', '.join(domains)})" if sites else "No site"
     words = [f"{who}, strategy {info['strategy']}, seed {info['seed']}: {info['status']} after {done} rounds."]
     if info["status"] == "failed":
-        words.append(f"It failed: {str(info.get('reason', '')).splitlines()[0] if info.get('reason') else 'no reason'}")
+        why = str(info.get("reason") or "no reason").splitlines()[0]
+        words.append(f"It failed: {why.rstrip('.')}.")
     shown = info.get("final_personal") or info.get("final") or {}
     primary = info.get("primary") or {}
     scored = [f"{d} {primary[d]} {s[primary[d]]:.3f}" for d, s in shown.items() if s.get(primary.get(d)) is not None]
@@ -69,29 +71,30 @@ def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) ->
         words.append(f"On test, {whose}: {', '.join(scored)}.")
     left_out = sum(event.get("event") == "update-left-out" for event in events)
     if left_out:
-        words.append(f"{left_out} updates were left out.")
+        words.append("1 update was left out." if left_out == 1 else f"{left_out} updates were left out.")
     if len(rounds):
         total = in_bytes(float((rounds["bytes_up"] + rounds["bytes_down"]).sum()))
         words.append(f"{total} of training messages, {in_time(float(rounds['seconds'].sum()))}.")
     return " ".join(words)
 
 
-def _scores(info: Mapping, intervals: Intervals) -> str:
+def _scores(info: Mapping, intervals: pd.DataFrame) -> str:
     primary, html = info.get("primary") or {}, ""
-    for title, final, own in (
-        ("Global model, on each domain's pooled test examples", info.get("final"), not info.get("final_personal")),
-        ("The sites' own models, each on its own site's test examples", info.get("final_personal"), True),
+    bounds = intervals.set_index(["model", "domain"])[["low", "high"]].to_dict("index")
+    for model, title, final in (
+        ("global", "Global model, on each domain's pooled test examples", info.get("final")),
+        ("personal", "The sites' own models, each on its own site's test examples", info.get("final_personal")),
     ):
         rows = []
         for domain, scores in (final or {}).items():
-            low, high = intervals.get(domain, (math.nan, math.nan)) if own else (math.nan, math.nan)
             name = primary[domain]
-            rows.append({"domain": domain, "primary": name, "score": scores[name], "low": low, "high": high}
+            rows.append({"domain": domain, "primary": name, "score": scores[name]}
+                        | bounds.get((model, domain), {"low": None, "high": None})
                         | {metric: value for metric, value in scores.items() if metric != name})  # fmt: skip
         if rows:
             html += f"<h3>{title}</h3>" + table(rows)
-    said = "low, high: 95 % bootstrap interval of the primary metric over test items, of this one run."
-    return html + (paragraph(said, "note") if intervals and html else "")
+    said = "low, high: 95 % bootstrap interval of the primary metric over test items, of this one run (intervals.csv)."
+    return html + (paragraph(said, "note") if len(intervals) and html else "")
 
 
 def _figures(folder: RunFolder) -> str:
@@ -106,7 +109,29 @@ def _figures(folder: RunFolder) -> str:
     return html
 
 
+def _contributions(folder: RunFolder) -> str:
+    """Of `fedfm contributions` with the same configuration, whose folder lies beside the run's."""
+    place = contributions_folder(folder.path.parent, folder.info["config_sha256"])
+    if not (place / "contributions.csv").exists():
+        return ""
+    found = pd.read_csv(place / "contributions.csv", keep_default_na=False)
+    drawn = figure(place / "contributions.svg", CAPTIONS["contributions"])
+    return drawn + table(found) + paragraph(f"From {place.name}/contributions.csv.", "note")
+
+
+def _explanations(folder: RunFolder) -> str:
+    parts = [
+        explanations_html(explained) + paragraph(f"{domain}: explanations/{domain}.csv.", "note")
+        for domain, explained in load_explanations(folder.path).items()
+    ]
+    said = "By integrated gradients (Sundararajan et al. 2017), of inputs given to fedfm explain. "
+    return paragraph(said + NOTE, "note") + "".join(parts) if parts else ""
+
+
 def _left(folder: RunFolder) -> str:
+    record = folder.path / "audit.jsonl"  # of a run across machines; of a simulation sent.csv
+    if record.exists():
+        return left_each_site(read_chain(record, filter(None, [folder.info.get("audit_sha256")])))
     sent = folder.sent
     if not len(sent):
         return paragraph("No message has left a site as an update of this run.") + paragraph(CANNOT_LEAVE, "note")

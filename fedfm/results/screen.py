@@ -24,6 +24,8 @@ from rich.text import Text
 
 from fedfm.results import lines
 
+SENTENCES = ("warning", "update-left-out", "site-joined", "site-left", "site-refused", "late-reply")
+
 
 class Pace:
     """How long the rest of a run will take, in seconds, from its last three rounds."""
@@ -84,7 +86,7 @@ class Screen:
     def handle(self, event: dict[str, Any]) -> None:
         """Show one event; kinds that are not for the screen are passed over."""
         kind = event.get("event")
-        if kind in ("warning", "update-left-out"):
+        if kind in SENTENCES:
             self._warn(lines.warning(event))
         elif not self.quiet and kind in _SHOW:
             _SHOW[kind](self, event)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Page, addresses
 from sklearn.metrics import f1_score, roc_auc_score
 
 from fedfm.cli import main
-from fedfm.commands.report import intervals_of, report
+from fedfm.commands.contributions import contributions
+from fedfm.commands.report import report
 from fedfm.engines.local import LocalGrid
+from fedfm.engines.reporting import intervals_of
+from fedfm.engines.running import run
 from fedfm.errors import RunError
 from fedfm.federation.client_app import app
 from fedfm.federation.rounds import RoundLoop
@@ -47,11 +50,74 @@ def test_the_page_holds_the_numbers_of_the_run_and_no_address(done, capsys):
         assert f"<td>{total}</td>" in html
     for about in done.info["sites"].values():
         assert about["sha256"][:16] in html
-    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*""", html)
+    assert addresses(html) == []
     assert "<script" not in html
     assert "body.layers" in html  # a key that is not at its default
     for name in ("drift", "timeline", "calibration", "confusion_medical", "confusion_finance", "entities_ner"):
         assert (done.path / "figures" / f"{name}.csv").exists()
+
+
+def test_every_table_of_the_page_is_the_file_it_came_from(done):
+    """Cell by cell: run.json and intervals.csv, rounds.csv, sent.csv."""
+    tables = Page(report(done.path).read_text(encoding="utf-8")).tables
+    (scores,) = tables["scores"]
+    intervals, rows = done.intervals.set_index("domain"), [dict(zip(scores[0], row, strict=True)) for row in scores[1:]]
+    assert {row["domain"] for row in rows} == set(done.info["final"])
+    for row in rows:
+        final, own = done.info["final"][row["domain"]], intervals.loc[row["domain"]]
+        assert (row["primary"], row["score"]) == (own["metric"], number(own["score"]))
+        assert own["score"] == final[own["metric"]]
+        assert (row["low"], row["high"]) == (number(float(own["low"])), number(float(own["high"])))
+        for metric in final.keys() - {row["primary"]}:
+            assert row[metric] == number(final[metric]), metric
+    assert tables["rounds"] == [as_shown(done.rounds)]
+    totals, *each = tables["left"]
+    assert each == [as_shown(own.drop(columns=["site", "domain"])) for _, own in done.sent.groupby("site")]
+    for row in (dict(zip(totals[0], line, strict=True)) for line in totals[1:]):
+        own = done.sent.query("site == @row['site'] and what == @row['what']")
+        assert (row["messages"], row["bytes"]) == (str(len(own)), str(own["bytes"].sum()))
+        assert (row["tensors"], row["together"]) == (str(own["tensors"].max()), str(own["together"].max()))
+
+
+def as_shown(data) -> list[list[str]]:
+    return [list(data.columns), *([number(value) for value in row] for row in data.itertuples(index=False))]
+
+
+def test_a_run_leaves_its_page_and_one_that_fails_too(tmp_path):
+    whole = run(tiny(tmp_path / "whole", finance=TEXTS)).folder
+    html = (whole / "report.html").read_text(encoding="utf-8")
+    assert "finished after 1 rounds" in html
+    assert (whole / "figures" / "drift.svg").exists()
+    with pytest.raises(RunError):
+        run(tiny(tmp_path / "failed", "rounds=4", "local.learning-rate=1e30", "local.optimizer=sgd", finance=TEXTS))
+    (page,) = (tmp_path / "failed").glob("*/report.html")
+    assert "It failed: round" in page.read_text(encoding="utf-8")
+    none = run(tiny(tmp_path / "none", finance=TEXTS), report=False).folder
+    assert not (none / "report.html").exists()
+
+
+def test_why_a_run_failed_is_told_even_where_its_page_cannot_be_written(tmp_path, monkeypatch):
+    def broken(folder):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fedfm.engines.reporting.leave_report", broken)
+    with pytest.raises(RunError, match="usable updates"):
+        run(tiny(tmp_path, "rounds=4", "local.learning-rate=1e30", "local.optimizer=sgd", finance=TEXTS))
+    assert "no report.html: OSError: disk full" in next(tmp_path.glob("*/events.jsonl")).read_text(encoding="utf-8")
+
+
+def test_contributions_of_the_same_configuration_are_on_the_page(tmp_path):
+    config = tiny(tmp_path, finance=TEXTS)
+    folder = run(config).folder
+    _, table = contributions(config.to_dict())
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert page.tables["contributions"] == [as_shown(table)]
+    assert "contributions" not in Page(report(folder_of_other(tmp_path)).read_text(encoding="utf-8")).tables
+
+
+def folder_of_other(root: Path) -> Path:
+    """A run beside it of another configuration."""
+    return train_federation(tiny(root, "seed=1", finance=TEXTS)).folder.path
 
 
 def test_a_run_with_a_site_left_out_says_so(tmp_path):
@@ -60,7 +126,7 @@ def test_a_run_with_a_site_left_out_says_so(tmp_path):
 
     done = train_federation(tiny(tmp_path, finance={**TEXTS, "sites": 2}), Spoiler("finance-1", spoil))
     html = report(done.folder.path).read_text(encoding="utf-8")
-    assert "1 updates were left out" in html
+    assert "1 update was left out" in html
     assert "not finite" in html
 
 
@@ -75,6 +141,7 @@ def test_a_failed_run_has_a_page(tmp_path):
     folder.fail(caught.value)
     html = report(folder.path).read_text(encoding="utf-8")
     assert "failed after 0 rounds" in html
+    assert html.index('<section id="failures">') < html.index('<section id="configuration">')
     assert "0 usable updates, the minimum is 1" in html
 
 
@@ -109,9 +176,11 @@ def test_the_bootstrap_of_an_accuracy_is_near_the_binomial_interval():
 
 
 def test_intervals_are_around_the_scores(done):
-    for domain, (low, high) in intervals_of(done).items():
-        score = done.info["final"][domain][done.info["primary"][domain]]
-        assert low <= score <= high or np.isnan(low)
+    rows = intervals_of(done)
+    assert [row["domain"] for row in rows] == ["finance", "medical", "ner"]
+    for row in rows:
+        assert row["score"] == done.info["final"][row["domain"]][row["metric"]]
+        assert row["low"] <= row["score"] <= row["high"] or np.isnan(row["low"])
 
 
 def test_calibration_by_hand():

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -144,19 +144,19 @@ class Deployment:
         nodes = self.flwr("supernode", "list", CONNECTION)["nodes"]
         return sum(node["status"] == "online" for node in nodes)
 
-    def start_fedfm(self, *arguments: str | Path) -> subprocess.Popen:
-        """`fedfm ARGUMENTS` at the coordinator; its output is kept for `communicate`."""
-        command = [sys.executable, "-m", "fedfm", *map(str, arguments)]
+    def start_fedfm(self, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.Popen:
+        """`fedfm ARGUMENTS` at the coordinator; its output is kept for `communicate`. `under`: words before it."""
+        command = [*under, sys.executable, "-m", "fedfm", *map(str, arguments)]
         return subprocess.Popen(
             command, env=self.environment, cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
-    def fedfm(self, *arguments: str | Path, patience: float = PATIENCE) -> subprocess.CompletedProcess:
+    def fedfm(self, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.CompletedProcess:
         """`fedfm ARGUMENTS` to its end."""
-        with self.start_fedfm(*arguments) as process:
+        with self.start_fedfm(*arguments, under=under) as process:
             try:
-                output, errors = process.communicate(timeout=patience)
+                output, errors = process.communicate(timeout=PATIENCE)
             except BaseException:
                 process.kill()
                 raise

@@ -143,6 +143,14 @@ def test_private_key(site, tmp_path):
     assert "No such file" in found(site, "private key")[1]
 
 
+def test_a_run_does_not_begin_without_key_certificate_and_state(site, tmp_path, capsys):
+    (tmp_path / "key").unlink()
+    put(site, "state", str(tmp_path / "reports" / "train.csv"))
+    assert main(["site", "run", str(site)]) == 2
+    said = capsys.readouterr().err
+    assert "2 problems" in said and "private key: " in said and "cannot be written" in said
+
+
 def test_root_certificates(site, tmp_path):
     assert found(site, "certificate")[0] == "note"  # those of the tests last two days
     ca = tmp_path / "ca.crt"

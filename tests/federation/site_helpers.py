@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from federation_helpers import NodeApp
 from flwr.app import Context, Message, RecordDict
 
@@ -25,6 +27,9 @@ def settings_for(folder: Path, site: str, domain: str, source: str = "generated"
 def write_settings(settings: SiteSettings, folder: Path) -> Path:
     import tomli_w
 
+    if not (folder / "key").exists():  # one for all: no SuperLink looks at it
+        key = ec.generate_private_key(ec.SECP384R1())
+        (folder / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     file = folder / f"{settings.site}.toml"
     file.write_text(tomli_w.dumps(settings.model_dump(mode="json", by_alias=True)), encoding="utf-8")
     return file

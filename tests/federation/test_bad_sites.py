@@ -236,7 +236,8 @@ def engine(monkeypatch):
 
         monkeypatch.setitem(running.ENGINES, "local", run_local)
 
-    monkeypatch.setattr(running, "draw_figures", lambda folder: None)
+    monkeypatch.setattr(running, "leave_report", lambda folder: None)
+    monkeypatch.setattr(running, "leave_report_of_failure", lambda folder: None)
     return use
 
 

@@ -14,6 +14,7 @@ from fedfm.arrays import group_of
 from fedfm.engines.local import LocalGrid
 from fedfm.errors import ConfigError, DataError, EngineError, RunError
 from fedfm.federation.client_app import app
+from fedfm.federation.door import Door, Roll
 from fedfm.federation.enrolment import enrol, first_weights, refuse_changed_data
 
 EXAMPLES = {
@@ -29,7 +30,8 @@ SENTENCES = {
 
 
 def call(config, node_app=app, nodes: int | None = None, wait: float = 0.0):
-    return enrol(LocalGrid(node_app, len(config.sites()) if nodes is None else nodes), config, timeout=20, wait=wait)
+    grid = LocalGrid(node_app, len(config.sites()) if nodes is None else nodes)
+    return enrol(Door(grid, config, Roll(), timeout=20), wait)
 
 
 def write_texts(path: Path, labels: list[str]) -> str:
@@ -125,7 +127,7 @@ def test_a_site_that_comes_later_is_waited_for(tmp_path):
             self.looks += 1
             return [1] if self.looks < 3 else [1, 2]
 
-    roll = enrol(Growing(counting, 2), config, timeout=20, wait=20)
+    roll = enrol(Door(Growing(counting, 2), config, Roll(), timeout=20), wait=20)
     assert sorted(roll.nodes) == ["finance-1", "finance-2"]
     assert asked == [1, 2]
 

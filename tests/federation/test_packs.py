@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedfm.engines.local import LocalGrid
 from fedfm.federation import site_data
 from fedfm.federation.client_app import app
-from fedfm.federation.enrolment import Roll
+from fedfm.federation.door import Roll
 from fedfm.federation.messages import SiteCard
 from fedfm.federation.packing import packs_to_score, packs_to_train, steps_of
 from fedfm.federation.rounds import RoundLoop

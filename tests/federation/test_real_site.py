@@ -207,3 +207,31 @@ def test_what_is_kept_is_whole_or_not_there(tmp_path):
     save_private(tmp_path, "a", 1, {"x": np.arange(3.0)})
     (tmp_path / "a" / "000002.tmp").write_bytes(b"torn")
     assert read_private(tmp_path, "a", 9)["x"].tolist() == [0, 1, 2]
+
+
+def test_a_fault_at_a_site_is_named_and_its_words_stay_there(tmp_path, monkeypatch, capfd):
+    """An error that is no sentence of ours may quote data."""
+    from fedfm.federation import site
+
+    def broken(order, received):
+        if order.sites == ("finance-2",) and not order.split:
+            raise ValueError("could not convert 'Jane Roe, born 1950'")
+        return whole(order, received)
+
+    whole = site.train
+    monkeypatch.setattr(site, "train", broken)
+    done = train_federation(tiny(tmp_path / "runs", finance=TEXTS), real_sites(tmp_path, SITES))
+    assert left_out(done) == [(1, "finance-2", 'site "finance-2" failed (ValueError); its own log says where')]
+    assert "Jane Roe" in capfd.readouterr().err
+    assert "Jane Roe" not in (done.folder.path / "events.jsonl").read_text(encoding="utf-8")
+
+
+def test_settings_that_are_spoilt_in_the_middle_of_a_run(tmp_path, capfd):
+    def spoil(site, message):
+        if site == "finance-2" and message.metadata.message_type == "train":
+            (tmp_path / "finance-2.toml").write_text("site = 3\n", encoding="utf-8")
+
+    done = train_federation(tiny(tmp_path / "runs", finance=TEXTS), real_sites(tmp_path, SITES, spoil))
+    ((_, site, reason),) = left_out(done)
+    assert site == "finance-2" and "the site's own settings cannot be read" in reason
+    assert "must be a text" in capfd.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -94,4 +93,10 @@ def test_the_page_stands_alone(done, tmp_path, capsys):
     assert "http" not in html
     table = out.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[2] for line in table[1:]] == ["profit", "rose", "in", "year", "3"]
-    assert json.loads(json.dumps(table[0])) == "input,class,of,attribution"
+    assert table[0] == "input,class,of,attribution"
+    own = run.folder.path / "explanations" / "finance.csv"
+    assert own.read_text(encoding="utf-8").splitlines() == table
+    report = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    for line in table[1:]:
+        *_, word, value = line.split(",")
+        assert f'title="{float(value):+.4f}">{word}</span>' in report
