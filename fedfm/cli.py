@@ -119,7 +119,7 @@ def run(
             done, taken = engines.run(config, *(overrides or ()), listen=screen.handle), {}
     for name, seconds in sorted(taken.get("seconds", {}).items(), key=lambda item: -item[1]):
         print(f"{name:10} {seconds:9.2f} s {seconds / taken['wall_seconds']:6.1%}")
-    _print_folder(done.folder)
+    print(done.folder)
 
 
 @app.command()
@@ -133,7 +133,7 @@ def resume(folder: RunFolderPath, quiet: Quiet = False) -> None:
 
     with _stoppable(), Screen(quiet=quiet) as screen:
         done = engines.resume(folder, listen=screen.handle)
-    _print_folder(done.folder)
+    print(done.folder)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def compare(
 
     with _stoppable():
         done = compare_words(config, grid or (), jobs, address, print)
-    _print_folder(done.folder)
+    print(done.folder)
     if done.failed:
         raise typer.Exit(1)
 
@@ -175,7 +175,7 @@ def contributions(
     with _stoppable():
         root, table = value(config, *(overrides or ()), shapley=shapley, metric=metric, jobs=jobs, say=print)
     print(table.to_string(index=False))
-    _print_folder(root)
+    print(root)
 
 
 @app.command()
@@ -275,7 +275,3 @@ def list_names(
             f'nothing is listed as "{what}".{did_you_mean(what, TABLES)}', mend=f"fedfm list {' | '.join(TABLES)}"
         )
     show_tables([what] if what else list(TABLES))
-
-
-def _print_folder(folder: Path) -> None:
-    print(folder)

@@ -15,7 +15,7 @@ from fedfm.errors import ConfigError
 DOMAIN = {
     "source": "generated", "sites": 2, "partition": "iid", "alpha": 0.5, "minimum-per-site": 2, "classes-per-site": 2,
     "sigma": 1.0, "weight": 1.0, "max-examples": 0, "text-column": "text", "label-column": "label", "image-size": 0,
-    "strict-tags": False, "lora-rank": 0, "local": {}, "site": [],
+    "strict-tags": False, "lora-rank": 0, "minimum-sites": 0, "local": {}, "site": [],
 }  # fmt: skip
 EVERY_KEY = {  # a change here is a change of the contract with every configuration file in the world
     "seed": 0,
@@ -24,6 +24,7 @@ EVERY_KEY = {  # a change here is a change of the contract with every configurat
     "engine": {
         "name": "local", "sites-at-once": 1, "workers": 1, "gpus-per-worker": 0.0, "address": "", "device": "auto",
         "threads": 1, "dtype": "float32", "feature-cache": 1024, "timeout": 3600.0,
+        "train-timeout": 0.0, "evaluate-timeout": 0.0, "wait": 120.0, "superlink": "",
     },
     "body": {
         "name": "tiny", "tuning": "lora", "layers": 0, "trainable-layers": 0, "weights": "pretrained", "lora-rank": 8,

@@ -13,7 +13,7 @@ from fedfm.errors import UserError
 from fedfm.results.agreement import agree, tell_apart
 from fedfm.results.audit import TORN, Chain, read_chain
 
-audit_app = typer.Typer(no_args_is_help=True, help="Look at the record of what crossed between sites and coordinator.")
+audit_app = typer.Typer(no_args_is_help=True, help="Look at the record of what has crossed.")
 RecordFile = Annotated[Path, typer.Argument(metavar="FILE", hidden=True)]
 OtherFile = Annotated[Path | None, typer.Argument(metavar="[OTHER]", hidden=True)]
 Heads = Annotated[

@@ -14,7 +14,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.errors import RunError
 from fedfm.federation.door import Roll
-from fedfm.federation.exchange import exchange, in_order, late
+from fedfm.federation.exchange import POLL_SECONDS, REMOTE_POLL_SECONDS, exchange, in_order, late
 from fedfm.federation.journal import Journal
 from fedfm.federation.limits import most_of_tally, most_of_update
 from fedfm.federation.messages import (
@@ -216,7 +216,8 @@ class Sites:
         self._tell_late()
         timeout = self.config.engine.timeout_of("train" if phase == "train" else "evaluate")
         given_up: dict[str, Pack] = {}
-        for pack, reply in exchange(self.grid, orders, timeout, self.meanwhile, given_up):
+        pause = REMOTE_POLL_SECONDS if self.config.engine.superlink else POLL_SECONDS
+        for pack, reply in exchange(self.grid, orders, timeout, self.meanwhile, given_up, pause):
             answer = self._read(pack, orders[pack], reply, timeout)
             self.journal.audit.came_in(orders[pack], reply, answer.problem)
             if pack in idle:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from fedfm.errors import TooFewSitesError
 from fedfm.federation.door import Change, Door
 from fedfm.federation.enrolment import refusal_in_words
+from fedfm.federation.exchange import REMOTE_POLL_SECONDS
 from fedfm.federation.journal import Journal
 
-LOOK_SECONDS = 2.0  # between two looks at the door while something else is waited for
+LOOK_SECONDS = 5.0  # between two looks at the door while something else is waited for
 
 
 class Attendance:
@@ -47,7 +48,7 @@ class Attendance:
             if not told:
                 self.journal.tell("warning", message=f"round {number} waits for sites: {short}")
                 told = True
-            time.sleep(LOOK_SECONDS / 4)
+            time.sleep(REMOTE_POLL_SECONDS)
             self.look()
         return there
 

@@ -16,10 +16,9 @@ from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
 from fedfm.federation.door import Door, Refusal, Roll, changed_data
+from fedfm.federation.exchange import POLL_SECONDS, REMOTE_POLL_SECONDS
 from fedfm.profiling import phase
 from fedfm.strategies import make_strategy
-
-LOOK_SECONDS = 0.2
 
 
 @phase("load")
@@ -51,7 +50,7 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
         if is_over and not door.waits:
             mend = "start these sites, or take them out of the configuration"
             raise EngineError(f"no node holds {', '.join(missing)} after {wait:.0f} s", mend=mend)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(REMOTE_POLL_SECONDS if config.engine.superlink else POLL_SECONDS)
     for site in missing:
         if site not in refused:
             say(f"the run begins without site {site}: no node holds it after {wait:.0f} s")

@@ -10,13 +10,14 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.1
+REMOTE_POLL_SECONDS = 1.0  # of a SuperLink, to which each look is a request, and whose nodes look every 3 s themselves
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
 def exchange(
     grid: Grid, orders: Mapping[K, Message], timeout: float, meanwhile: Callable[[], None] = lambda: None,
-    given_up: dict[str, K] | None = None,
+    given_up: dict[str, K] | None = None, poll_seconds: float = POLL_SECONDS,
 ) -> Iterator[tuple[K, Message | None]]:  # fmt: skip
     """Send the orders (key -> message) and yield (key, reply) as replies come; None for those that never do.
 
@@ -41,7 +42,7 @@ def exchange(
             silent_since = time.monotonic()
         else:
             meanwhile()
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_seconds)
     if given_up is not None:
         given_up |= waiting
     for key in waiting.values():

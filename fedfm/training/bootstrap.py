@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,7 +30,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of `metric` over resampled test items (Efron 1979, https://doi.org/10.1214/aos/1176344552).
 
-    An item is an image, a text, a sentence. NaN where there are fewer than two.
+    An item is an image, a text, a sentence. A sample on which the metric is not defined (an AUC of one class) says
+    nothing; NaN where that is every second sample, or where there are fewer than two items.
     """
     count = len(next(iter(items.values()))) if items else 0
     if count < 2:
@@ -38,8 +40,14 @@ def bootstrap_interval(
     def of_sample(index: np.ndarray) -> float:
         return score_of(task, {name: values[index] for name, values in items.items()}, labels, metric)
 
-    found = stats.bootstrap(
-        (np.arange(count),), of_sample, n_resamples=RESAMPLES, vectorized=False, method="percentile",
-        confidence_level=level, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # samples without a value are left out below
+        found = stats.bootstrap(
+            (np.arange(count),), of_sample, n_resamples=RESAMPLES, vectorized=False, method="percentile",
+            confidence_level=level, rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    drawn = found.bootstrap_distribution
+    if np.isnan(drawn).mean() >= 0.5:
+        return math.nan, math.nan
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

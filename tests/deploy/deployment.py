@@ -19,6 +19,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,7 @@ class Deployment:
             **(environment or {}),
         }
         self.processes: dict[str, subprocess.Popen] = {}
+        self._closed = threading.Event()
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "{self.address}"\n'
             f'root-certificates = "{self.certificates.ca}"\n',
@@ -76,6 +78,7 @@ class Deployment:
 
     def close(self) -> None:
         """End every process that works below the folder, by its pid."""
+        self._closed.set()
         for name in list(self.processes):
             self.kill(name)
         for process in self.left_over():
@@ -107,9 +110,19 @@ class Deployment:
         self.wait_for(self.answers, "the SuperLink to answer", "superlink")
 
     def start_superexec(self) -> None:
-        """What starts ServerApps at the coordinator."""
+        """What starts ServerApps at the coordinator, under `restart: always`: it ends at any error of the SuperLink."""
+        self._spawn_superexec()
+        threading.Thread(target=self._keep_superexec, daemon=True).start()
+
+    def _spawn_superexec(self) -> None:
         address, ca = self.address, self.certificates.ca
         self.spawn("superexec", "flower-superexec", "--runtime-api-address", address, "--root-certificates", ca)
+
+    def _keep_superexec(self) -> None:
+        while not self._closed.wait(1.0):
+            process = self.processes.get("superexec")
+            if process is not None and process.poll() is not None:
+                self._spawn_superexec()
 
     def answers(self) -> bool:
         """Does the SuperLink say that it is well?"""

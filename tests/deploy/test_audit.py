@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from deployment import CONNECTION, Deployment
 from real_data import read_json, real_config, write_config, write_sources
+from site_files import start_site, state_of
 
 from fedfm.federation.keys import fingerprint_of_file
 from fedfm.results.agreement import agree
@@ -16,18 +17,6 @@ from fedfm.results.audit import read_chain, verify
 
 pytestmark = pytest.mark.deploy
 SITES = {"st-mary": "medical", "bank-one": "finance"}
-SETTINGS = """
-site = "{site}"
-domain = "{domain}"
-source = "{source}"
-state = "state"
-[coordinator]
-address = "{address}"
-root-certificates = "{ca}"
-private-key = "{key}"
-[allow]
-min-examples = 1
-"""
 
 
 def verify_by_command(*files: Path) -> subprocess.CompletedProcess:
@@ -39,11 +28,7 @@ def test_the_records_of_a_deployed_run_agree(tmp_path: Path) -> None:
     config = real_config(tmp_path, sources, "rounds=1", sites=SITES)
     with Deployment(tmp_path / "net") as net:
         for site, domain in SITES.items():
-            key, folder = net.register(site), tmp_path / site
-            folder.mkdir()
-            about = {"address": net.address, "ca": net.certificates.ca, "key": key, "source": sources[site]}
-            (folder / "site.toml").write_text(SETTINGS.format(site=site, domain=domain, **about), encoding="utf-8")
-            net.start_site(site, domain, settings=str(folder / "site.toml"))
+            start_site(net, site, domain, sources[site], min_examples=1)
         done = net.fedfm("run", write_config(config, tmp_path / "run.toml"), "engine.name=flower",
                          f"engine.superlink={CONNECTION}")  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -51,11 +36,13 @@ def test_the_records_of_a_deployed_run_agree(tmp_path: Path) -> None:
     coordinator = read_chain(run / "audit.jsonl", [read_json(run / "run.json")["audit_sha256"]])
     assert coordinator.broken is None
     for site in SITES:
-        file = tmp_path / site / "state" / "audit.jsonl"
+        file = state_of(net, site) / "audit.jsonl"
         assert verify(file) is None
         found = agree(chain := read_chain(file), coordinator)
         assert (found.differences, found.lost) == ([], [])
-        assert found.crossed == len(chain.entries) >= 6  # query, card, and an order and its answer in two waves
+        kinds = [entry.kind for entry in chain.entries.values()]
+        assert kinds[:3] == ["joined", "query-in", "card-out"]
+        assert found.crossed == len(kinds) - 1 >= 6  # query, card, and an order and its answer in two waves
         own = fingerprint_of_file(net.keys / site)
         assert {entry.fields["peer"] for entry in chain.entries.values()} == {own}
         assert own in {entry.fields["peer"] for entry in coordinator.entries.values()}

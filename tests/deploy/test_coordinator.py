@@ -161,7 +161,7 @@ def test_a_run_outlives_the_command_that_started_it_and_is_watched_again(net, pl
     assert done.returncode == 0, done.stderr
     assert len(flower_status(net)) == runs
     assert_whole(started.folder, local)
-    assert (started.folder / "figures").is_dir()
+    assert (started.folder / "report.html").exists()
 
 
 def test_ctrl_c_stops_the_run_at_the_sites_and_resume_goes_on(net, place, config, local):

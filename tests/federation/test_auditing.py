@@ -246,3 +246,33 @@ def test_a_message_of_another_hand_is_recorded_and_answered_with_a_sentence(tmp_
     (entry,) = read_chain(tmp_path / "a" / "state" / "audit.jsonl").entries.values()
     assert entry.kind == "unreadable"
     assert Audit(tmp_path / "a" / "state" / "audit.jsonl").add("note").seq == 1
+
+
+@pytest.mark.parametrize("field", ["sha256", "bytes", "tensors", "numbers", "left_out", "round", "site", "run", "peer"])
+def test_a_receiver_that_says_something_else_of_a_message_is_named_with_what_differs(recorded, tmp_path, field):
+    """The coordinator's last line is of a tally: nothing that it sent comes after, so nothing else disagrees."""
+    grid, done = recorded
+    entries = list(read_chain(done.folder.path / "audit.jsonl").entries.values())
+    number = max(n for n, entry in enumerate(entries) if entry.kind == "tally-in")
+    node = next(node for node, (site, _) in SITES.items() if site == entries[number].fields["site"])
+    other = {"round": 7, "bytes": 1, "peer": "SHA256:x"}.get(field, "other")
+    forged = tmp_path / "audit.jsonl"
+    changed = rewritten_from(entries, number, field, other)
+    forged.write_text("\n".join(changed) + "\n", encoding="ascii")
+    found = agree(grid.chain(node), read_chain(forged))
+    if field == "peer":  # by its key the message is another site's: this one has sent it, and it was not taken in
+        assert (found.differences, len(found.lost)) == ([], 1)
+    else:
+        (difference,) = found.differences
+        assert (difference.where, difference.line) == ("coordinator", number + 1)
+        assert str(difference).endswith(f" in {field}")
+
+
+def rewritten_from(entries: list, number: int, field: str, value) -> list[str]:
+    """The lines of a chain with one field changed, sealed anew from there on; those before stay as they are."""
+    lines, last = [entry.text for entry in entries[:number]], entries[number - 1]
+    for entry in entries[number:]:
+        fields = dict(entry.fields) | ({field: value} if entry is entries[number] else {})
+        last = seal(last, entry.kind, **fields)
+        lines.append(last.text)
+    return lines
