@@ -45,7 +45,7 @@ def sha256(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1))
     return digest.hexdigest()
 
 
@@ -70,7 +70,7 @@ class RunningMean:
             if name not in self._sums:
                 self._sums[name] = np.zeros(array.shape, np.float64)
                 self._weights[name] = 0.0
-            self._sums[name] += weight * array.astype(np.float64)
+            self._sums[name] += np.multiply(array, weight, dtype=np.float64)
             self._weights[name] += weight
 
     def value(self) -> Arrays:

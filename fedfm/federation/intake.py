@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedfm.arrays import Arrays, norm, num_bytes
+from fedfm.arrays import Arrays, num_bytes
 from fedfm.config import RunConfig
 from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
@@ -63,6 +63,7 @@ class Intake:
         self.sites, self.config, self.weights = sites, config, weights
         self.packed, self.count, self.aside = packed, count, aside
         self._sizes: dict[tuple[str, int], int] = {}
+        self._expectations: dict[tuple[str, int], Arrays] = {}
 
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
@@ -127,7 +128,7 @@ class Intake:
         """What a site of the domain sends in this round, were it alone."""
         kind = domain, self.sites.ranks[site]
         if kind not in self._sizes:
-            arrays = self.sites.expected(self.weights, site, self.count.number)
+            arrays = self._expected(site)
             more = dict.fromkeys(self.sites.strategy.returns, arrays)
             self._sizes[kind] = to_record(join_more(arrays, more)).count_bytes()
         return self._sizes[kind]
@@ -147,7 +148,8 @@ class Intake:
             return [], dict.fromkeys(sent, f"its tensors are not one for each site: {error}")
         updates, refused = [], {}
         for names, arrays in parts:
-            reasons = [self._reason(name, arrays, told[name], is_mean) for name in names]
+            reasons = [self._reason_in_arrays(names[0], arrays, is_mean)]  # of a mean once, not once for each site
+            reasons += [self._reason_in_numbers(name, told[name]) for name in names]
             if first := next(filter(None, reasons), ""):
                 refused |= dict.fromkeys(names, self._hint(first, domain))
                 continue
@@ -165,25 +167,35 @@ class Intake:
         own, more = split_more(answer.arrays)
         if ENCODED not in more:
             return answer
-        expected = self.sites.expected(self.weights, sent[0], self.count.number)
+        expected = self._expected(sent[0])
         known = {"", *expected}  # some encodings add #what to the name of a tensor, some have one for all
         if foreign := [*own, *(name for name in more[ENCODED] if name.partition("#")[0] not in known)]:
             raise ValueError(f"it also holds {foreign[0]}")
         own |= decode(self.config, more.pop(ENCODED), expected)
         return replace(answer, arrays=join_more(own, more))
 
-    def _reason(self, site: str, arrays: Arrays, told: Mapping[str, float], is_mean: bool) -> str:
-        expected = self.sites.expected(self.weights, site, self.count.number)
-        examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
+    def _expected(self, site: str) -> Arrays:
+        """What an update of the site must look like; of sites alike it is worked out once in a round."""
+        kind = self.sites.domain_of(site), self.sites.ranks[site]
+        if kind not in self._expectations:
+            self._expectations[kind] = self.sites.expected(self.weights, site, self.count.number)
+        return self._expectations[kind]
+
+    def _reason_in_arrays(self, site: str, arrays: Arrays, is_mean: bool) -> str:
+        expected = self._expected(site)
         dtype = np.dtype(np.float64) if is_mean else None
         delta, more = split_more(arrays)
-        reason = reason_to_leave_out(delta, expected, examples, loss, self.config.screening.max_norm, dtype)
+        reason = reason_to_leave_out(delta, expected, 1, 0.0, self.config.screening.max_norm, dtype)
         for what in self.sites.strategy.returns if not reason else ():
-            beside = reason_to_leave_out(more.get(what, {}), expected, examples, loss, 0.0, dtype)
+            beside = reason_to_leave_out(more.get(what, {}), expected, 1, 0.0, 0.0, dtype)
             reason = f"{what}: {beside}" if beside else ""
         if not reason and (foreign := sorted(more.keys() - set(self.sites.strategy.returns))):
             reason = f'it also holds tensors of "{foreign[0]}", which this strategy does not ask for'
-        reason = reason or reason_not_to_believe(told, self.sites.strategy)
+        return reason
+
+    def _reason_in_numbers(self, site: str, told: Mapping[str, float]) -> str:
+        examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
+        reason = reason_to_leave_out({}, {}, examples, loss, 0.0) or reason_not_to_believe(told, self.sites.strategy)
         held = self.sites.roll.cards[site].num_examples("train")
         if not reason and examples > held:
             reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
@@ -235,12 +247,20 @@ def cosines_to_mean(updates: Sequence[Update], domain_weights: Mapping[str, floa
     """Cosine of each update to the two-level mean of all, over the tensors that it holds; NaN where one is zero."""
     mean = two_level_mean(updates, domain_weights)
     found = []
+    names, own = (), np.zeros(0)
     for update in updates:
-        own = {name: mean[name] for name in update.delta}
-        inner = sum(float(np.vdot(update.delta[name].astype(np.float64), own[name])) for name in own)
-        size = norm(update.delta) * norm(own)
-        found.append(inner / size if size > 0 else math.nan)
+        if tuple(update.delta) != names:  # as vectors: a thousand sites with thirty tensors are thirty thousand calls
+            names = tuple(update.delta)
+            own = _vector(mean, names)
+            own /= np.linalg.norm(own) or 1.0
+        vector = _vector(update.delta, names)
+        size = float(np.linalg.norm(vector))
+        found.append(float(vector @ own) / size if size > 0 and own.any() else math.nan)
     return found
+
+
+def _vector(arrays: Arrays, names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([arrays[name].ravel() for name in names] or [np.zeros(0)], dtype=np.float64)
 
 
 def _parts(arrays: Arrays, sent: list[str], each: bool) -> list[tuple[list[str], Arrays]]:

@@ -13,6 +13,7 @@ from fedfm.federation.messages import SiteCard
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.training.metrics import PRIMARY
 
+MOST_WAITING = 256  # rows that are held before they are written together
 TRUNCATED_SHARE = 0.05  # of a site's texts that are cut at the maximum length: more than this is worth a warning
 
 
@@ -26,10 +27,22 @@ class Journal:
     def __init__(self, folder: RunFolder, listen: Listen, audit: CoordinatorRecord = UNRECORDED):
         self.folder, self.listen, self.audit = folder, listen, audit
         self._warned: set[str] = set()
+        self._sent: list[dict[str, Any]] = []
+        self._scores: list[dict[str, Any]] = []
+
+    def flush(self) -> None:
+        """Write the rows that wait. A round's are on disk before its checkpoint is; those of a round that a kill cuts
+        short would be taken out again by whoever goes on with the run."""
+        if self._sent:
+            self.folder.add_sent(self._sent)
+        if self._scores:
+            self.folder.add_metrics(self._scores)
+        self._sent, self._scores = [], []
 
     def tell(self, kind: str, **fields: Any) -> None:
         if self.audit.head and kind in ("round-finished", "run-finished"):
             self.folder.update(audit_sha256=self.audit.head)  # who has this sees if the record's end is cut off
+        self.flush()
         self.listen(self.folder.event(kind, **fields))
 
     def warn_once(self, message: str) -> None:
@@ -50,7 +63,7 @@ class Journal:
 
         `model`: "global", or "personal" for scores of what each site has made its own; they are never mixed.
         """
-        self.folder.add_metrics(
+        self._scores += (
             {"round": round, "scope": scope, "name": name, "domain": domain, "split": split}
             | {"metric": metric, "value": value, "num_examples": examples, "model": model}
             for name, domain, split, values, examples in rows
@@ -66,7 +79,9 @@ class Journal:
         what = "update" if phase == "train" else f"tally of {phase}"
         row = {"round": round, "domain": domain, "what": what, "together": len(sites), "tensors": len(arrays)}
         digest = sha256(arrays) if arrays else ""
-        self.folder.add_sent({**row, "site": site, "bytes": num_bytes, "sha256": digest} for site in sites)
+        self._sent += ({**row, "site": site, "bytes": num_bytes, "sha256": digest} for site in sites)
+        if len(self._sent) + len(self._scores) > MOST_WAITING:
+            self.flush()
 
     def announce(
         self, config: RunConfig, roll: Roll, bytes_per_site: int, resumed_from: int | None, shown: str

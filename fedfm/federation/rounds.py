@@ -61,6 +61,7 @@ class RoundLoop:
             try:
                 return self._run()
             finally:
+                self.journal.flush()
                 shutil.rmtree(self.folder.path / "cache", ignore_errors=True)  # what the sites' processes kept there
 
     def _run(self) -> Scores:
@@ -185,6 +186,7 @@ class RoundLoop:
             old, round=count.number, seconds=old.seconds + row["seconds"], is_unscored=True,
             bytes_down=old.bytes_down + count.bytes_down, bytes_up=old.bytes_up + count.bytes_up,
         )  # fmt: skip
+        self.journal.flush()
         self.folder.add_round(row)
         after = replace(new, best=new.weights if count.number == 0 else new.best, progress=progress)
         if scores is None:

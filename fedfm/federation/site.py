@@ -52,7 +52,7 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         for work, metrics in zip(part, done.metrics, strict=True):
             told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
         _attack(order, sites, done.leaves["delta"])
-        for site, norm in zip(sites, _norms(order, bench, done.leaves["delta"]), strict=True):
+        for site, norm in zip(sites, bench.norms(done.leaves["delta"], order.round), strict=True):
             told.say(site, **{"update-norm": norm})
         sent_as = _compress(order, bench, sites, done, told)
         rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
@@ -132,13 +132,6 @@ def works_of(order: Order, bench: Workbench, told: Told, sites: Sequence[str] = 
             features = _as_attacked(order, site, features)
             works.append(SiteWork(site, features, seed, order.round, shares.get(site, 1.0)))
     return works
-
-
-def _norms(order: Order, bench: Workbench, change: Tensor) -> list[float]:
-    """The Euclidean norm of what each site is about to send."""
-    parts = [bench.matrix.columns[name][:2] for name in bench.sent_up(order.round)]
-    squares = sum((change[:, first : first + count].double().square().sum(dim=1) for first, count in parts), 0.0)
-    return squares.sqrt().tolist() if parts else [0.0] * len(change)
 
 
 def _attack(order: Order, sites: Sequence[str], change: Tensor) -> None:

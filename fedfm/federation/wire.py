@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, wraps
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +74,8 @@ def _read_header(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[
 
 def size_of(content: RecordDict | ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Bytes of all names and values of a record, or of all records of a message, before anything of it is decoded."""
+    if isinstance(content, Held) and content.held is not None:
+        return content.count_bytes()
     return sum(len(name.encode("utf-8", "replace")) + _size_of_value(value) for name, value in content.items())
 
 
@@ -89,14 +91,76 @@ def _size_of_value(value: Any) -> int:
     return size_of(value) if hasattr(value, "items") else 8
 
 
+class Held(ArrayRecord):
+    """A record whose arrays become bytes when somebody first asks for one of them.
+
+    Between a site and a server in one process, or over shared memory, nobody does: what is written as bytes there is
+    read again by the next function. Whoever looks into the record, or sends it, finds an ordinary one.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        super().__init__()
+        self.__dict__["held"] = {name: _read_only(value) for name, value in arrays.items()}
+
+    @property
+    def held(self) -> Arrays | None:
+        """The arrays, not to be written to; None once they are bytes."""
+        return self.__dict__.get("held")
+
+    def write(self) -> None:
+        """Make them bytes now; what is done to the record from then on is done to those."""
+        held, self.__dict__["held"] = self.held, None
+        for name, value in (held or {}).items():
+            ArrayRecord.__setitem__(self, name, _to_array(value))
+
+    def count_bytes(self) -> int:
+        """As that of the bytes, which are not made for it."""
+        if self.held is None:
+            return super().count_bytes()
+        return sum(len(n) + len(_npy_header(v.dtype, v.shape)[1]) + v.nbytes for n, v in self.held.items())
+
+    def deflate(self) -> bytes:
+        """As an ordinary record, by whose name it is read again at the other end."""
+        plain = ArrayRecord()
+        for name, value in self.items():
+            ArrayRecord.__setitem__(plain, name, value)
+        return plain.deflate()
+
+
+def _after_writing(name: str) -> Callable[..., Any]:
+    inner = getattr(ArrayRecord, name)
+
+    @wraps(inner)
+    def method(*records: Any) -> Any:
+        for record in records:
+            if isinstance(record, Held):
+                record.write()
+        return inner(*records)
+
+    return method
+
+
+for _name in (
+    "__contains__", "__delitem__", "__eq__", "__getitem__", "__iter__", "__len__", "__repr__", "__setitem__", "copy",
+    "items", "keys", "values",
+):  # fmt: skip
+    setattr(Held, _name, _after_writing(_name))
+
+
+def _read_only(value: np.ndarray) -> np.ndarray:
+    view = np.asarray(value, order="C").view()
+    view.flags.writeable = False
+    return view
+
+
 @phase("move")
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, value in arrays.items():  # one by one: given a dictionary, the record would build every Array again
-        record[name] = _to_array(np.asarray(value))
-    return record
+    """The record of some arrays, which must not be written to any more."""
+    return Held(arrays)
 
 
 def from_record(record: ArrayRecord) -> Arrays:
     """The arrays of a record, which may be views of it and not be written to."""
+    if isinstance(record, Held) and record.held is not None:
+        return dict(record.held)
     return {name: _from_array(value) for name, value in record.items()}

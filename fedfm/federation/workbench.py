@@ -42,6 +42,8 @@ class Workbench:
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
         self._merged: Arrays = {}
+        self._received: tuple[Arrays, Tensor | None] = ({}, None)
+        self._sent_up: dict[int, dict[str, str]] = {}
         self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
 
     @cached_property
@@ -53,25 +55,53 @@ class Workbench:
 
     def sent_up(self, round: int) -> dict[str, str]:
         """Name in the model -> in the message, of the tensors whose change leaves a site in this round."""
-        return {
-            name: full
-            for name, full in self.grouped.items()
-            if name not in self.private and self.strategy.shares(full, round)
-        }
+        if round not in self._sent_up:  # patterns of names, asked for at every site
+            self._sent_up = {round: {
+                name: full
+                for name, full in self.grouped.items()
+                if name not in self.private and self.strategy.shares(full, round)
+            }}  # fmt: skip
+        return self._sent_up[round]
+
+    def norms(self, change: Tensor, round: int) -> list[float]:
+        """The Euclidean norm, in float64, of what leaves each site of its `change [k, P]` in this round."""
+        import torch
+
+        spans: list[list[int]] = []
+        for name in self.sent_up(round):
+            first, count, _ = self.matrix.columns[name]
+            if spans and spans[-1][1] == first:  # tensors that lie side by side are one
+                spans[-1][1] += count
+            else:
+                spans.append([first, first + count])
+        if not spans:
+            return [0.0] * len(change)
+        exact = torch.float64 if change.device.type != "mps" else torch.float32  # Apple's GPUs know no float64
+        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=exact) for a, b in spans]
+        return torch.linalg.vector_norm(torch.stack(parts), dim=0).tolist()
 
     @phase("move")
     def load(self, order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str]) -> None:
         """Put what was received, and what each site keeps of the model, into the first rows."""
         own = {name: received[full] for name, full in self.grouped.items() if full in received}
         missing = {name: self.start[name] for name in self.grouped.keys() - own.keys()}
-        self.matrix.load(0, own | missing)
+        self._start_from(own | missing, len(sites))
         self._merge({name: value for name, value in received.items() if name.startswith("merged/")})
-        self.matrix.spread(0, len(sites))
         if order.split and order.model == "global":  # private parts as a new site has them
             return
         for row, site in enumerate(sites if self.private else ()):
             stored = self._read(order, site)
             self.matrix.load(row, {name: stored[name] for name in self.private if name in stored})
+
+    def _start_from(self, values: Arrays, rows: int) -> None:
+        """The same values in the first rows. In one process the sites of a round are sent the same arrays, which are
+        put in order once."""
+        before, row = self._received
+        if row is None or before.keys() != values.keys() or any(before[n] is not v for n, v in values.items()):
+            self.matrix.load(0, values)
+            row = self.matrix.theta[0].clone()
+            self._received = values, row
+        self.matrix.theta[:rows] = row
 
     def _merge(self, products: Arrays) -> None:
         """Only where they have changed: a round sends the same to every pack."""

@@ -41,7 +41,7 @@ class ImageAdapter(nn.Module):
         self.norm = RowLayerNorm(active, norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = self.embed((images - 0.5) * 4)
+        seen = self.embed((images - 0.5).mul_(4))
         if not self.is_grid:
             return seen[:, None]
         grid = seen.permute(0, 2, 3, 1)
@@ -82,8 +82,8 @@ def _lenet(active: Active, channels: int, size: tuple[int, int], width: int) -> 
         raise ModelError(what, where='body.image-adapter = "lenet"', mend='body.image-adapter="stem", or image-size')
     wide = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in size)
     return nn.Sequential(
-        RowConv2d(active, channels, 6, 5, 1, 0), nn.ReLU(), nn.MaxPool2d(2),
-        RowConv2d(active, 6, 16, 5, 1, 0), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        RowConv2d(active, channels, 6, 5, 1, 0), nn.MaxPool2d(2), nn.ReLU(),  # as pooled ReLUs, of a quarter as many
+        RowConv2d(active, 6, 16, 5, 1, 0), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         RowLinear(active, wide, 120, math.sqrt(2 / wide)), nn.ReLU(),  # He et al. 2015, as the convolutions
         RowLinear(active, 120, width, math.sqrt(2 / 120)), nn.ReLU(),
     )  # fmt: skip

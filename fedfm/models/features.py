@@ -139,31 +139,33 @@ def collate(
     A site with fewer examples than the largest is filled up with copies of weight 0. `draws[k]`, where given, is the
     generator of the site's image augmentation.
     """
-    sizes = np.array([len(indices) for _, indices in rows])
-    size = sizes.max()
-    real = np.arange(size) < sizes[:, None]
-    task = rows[0][0].task
-    if not real.all():
+    sizes = [len(indices) for _, indices in rows]
+    size, task = max(sizes), rows[0][0].task
+    is_even = min(sizes) == size
+    if not is_even:
         rows = [(own, np.concatenate([i, np.repeat(i[:1], size - len(i))])) for own, i in rows]
     is_image = task == "image-classification"
     inputs = _images(rows, sizes, draws, device, dtype) if is_image else _texts(rows, device)
     if task == "token-classification":
         labels, _ = pad([(own.labels, i) for own, i in rows], IGNORED)
-        real = (labels != IGNORED).reshape(len(rows), size, -1) & real[:, :, None]
     else:
         labels = np.concatenate([own.labels[i] for own, i in rows])
+    held = torch.from_numpy(labels).to(device)
+    if is_even and task != "token-classification" and size:
+        return Batch(inputs, held, torch.full(held.shape, 1 / size, dtype=dtype, device=device))
+    real = (np.arange(size) < np.array(sizes)[:, None])[:, :, None] & (labels != IGNORED).reshape(len(rows), size, -1)
     flat = real.reshape(len(rows), -1).astype(np.float64)
     weights = (flat / np.maximum(flat.sum(1, keepdims=True), 1)).reshape(labels.shape)
-    return Batch(inputs, torch.from_numpy(labels).to(device), torch.from_numpy(weights).to(device).to(dtype))
+    return Batch(inputs, held, torch.from_numpy(weights).to(device).to(dtype))
 
 
-def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: np.ndarray, draws: Sequence, device, dtype):
+def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: Sequence[int], draws: Sequence, device, dtype):
     pixels = [own.inputs[i] for own, i in rows]
     if len(draws):  # a site draws for its own examples, whoever trains beside it
         drawn = [augment(part[:n], draw) for part, n, draw in zip(pixels, sizes, draws, strict=True)]
         pixels = [np.concatenate([new, part[len(new) :]]) for new, part in zip(drawn, pixels, strict=True)]
     table = np.ascontiguousarray(np.concatenate(pixels))  # the pixels of a site may stand channels last
-    return {"images": torch.from_numpy(table).to(device).to(dtype) / 255}
+    return {"images": torch.from_numpy(table).to(device).to(dtype).div_(255)}
 
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:

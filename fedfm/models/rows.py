@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Active:
@@ -47,6 +48,10 @@ class RowModule(nn.Module, ABC):
         setattr(self, attribute, parameter)
         return parameter
 
+    def rebind(self, attribute: str, parameter: nn.Parameter) -> None:
+        """Put back a parameter that `bind` has made."""
+        self._parameters[attribute] = parameter
+
     @abstractmethod
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         """The start value of one row of `attribute`, float32."""
@@ -63,9 +68,11 @@ class RowLinear(RowModule):
         self.out_features, self.deviation = out_features, deviation
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.row("weight"), self.row("bias")
+        if len(weight) == 1:
+            return F.linear(x, weight.view(weight.shape[1:]), bias.view(-1))
         flat = x.reshape(self.k, -1, x.shape[-1])
-        y = torch.baddbmm(self.row("bias")[:, None], flat, self.row("weight").transpose(1, 2))
-        return y.view(*x.shape[:-1], self.out_features)
+        return torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2)).view(*x.shape[:-1], self.out_features)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]
@@ -89,12 +96,15 @@ class RowLoRA(RowModule):
         self.merged: Tensor | None = None  # in place of the frozen weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.base.weight if self.merged is None else self.merged, self.base.bias)
-        wide = x.reshape(self.k, -1, x.shape[-1])
-        total = y.view(self.k, -1, y.shape[-1])
-        for a, b in (("lora_A", "lora_B"), ("domain_A", "domain_B"))[: len(self.shapes) // 2]:
-            low = torch.bmm(wide, self.row(a).transpose(1, 2))
-            total = torch.baddbmm(total, low, self.row(b).transpose(1, 2), alpha=self.scale)
+        weight = self.base.weight if self.merged is None else self.merged
+        factors = [self.row(name) for name in self.shapes]
+        if not torch.is_autocast_enabled(x.device.type):
+            return _LowRank.apply(x, weight, self.base.bias, self.scale, *factors)
+        y = F.linear(x, weight, self.base.bias)  # autocast knows torch's operators, and none of ours
+        wide, total = x.reshape(self.k, -1, x.shape[-1]), y.view(self.k, -1, y.shape[-1])
+        for a, b in zip(factors[::2], factors[1::2], strict=True):
+            low = torch.bmm(wide, a.transpose(1, 2))
+            total = torch.baddbmm(total, low, b.transpose(1, 2), alpha=self.scale)
         return total.view(y.shape)
 
     def merge(self, product: Tensor | None) -> None:
@@ -108,6 +118,44 @@ class RowLoRA(RowModule):
             return torch.zeros(shape)
         bound = 1 / math.sqrt(shape[1])  # kaiming_uniform_ with a = sqrt(5)
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+class _LowRank(torch.autograd.Function):
+    """`y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T`, rows of a site adjacent, and its gradients as one node.
+
+    Written out, because torch's own takes twice the operators: it scales where nothing is left to scale, and adds what
+    one product could have added to another. factors: A_1 `[k, r, in]`, B_1 `[k, out, r]`, A_2, B_2, ...
+
+        g = scale * dy B    dx = dy W0 + g A    dA = g^T x    dB = dy^T (scale * x A^T)
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
+        y = F.linear(x, weight, bias)
+        k = len(factors[0])
+        wide, total = x.reshape(k, -1, x.shape[-1]), y.view(k, -1, y.shape[-1])
+        lows = []
+        for a, b in zip(factors[::2], factors[1::2], strict=True):
+            lows.append(torch.bmm(wide, a.transpose(1, 2)).mul_(scale))
+            total.baddbmm_(lows[-1], b.transpose(1, 2))
+        ctx.save_for_backward(weight, wide, *factors, *lows)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, wide, *rest = ctx.saved_tensors
+        factors, lows = rest[: 2 * len(rest) // 3], rest[2 * len(rest) // 3 :]
+        change = dy.reshape(len(wide), -1, dy.shape[-1])
+        dx = torch.mm(change.view(-1, dy.shape[-1]), weight).view_as(wide) if ctx.needs_input_grad[0] else None
+        gradients = []
+        for a, b, low in zip(factors[::2], factors[1::2], lows, strict=True):
+            dlow = torch.bmm(change, b).mul_(ctx.scale)
+            gradients += [torch.bmm(dlow.transpose(1, 2), wide), torch.bmm(change.transpose(1, 2), low)]
+            if dx is not None:
+                dx.baddbmm_(dlow, a)
+        return None if dx is None else dx.view(ctx.shape), None, None, None, *gradients
 
 
 class RowLayerNorm(RowModule):
@@ -202,6 +250,9 @@ class Whole(RowModule):
         parameter = nn.Parameter(rows[0])
         setattr(self.inner[0], attribute, parameter)
         return parameter
+
+    def rebind(self, attribute: str, parameter: nn.Parameter) -> None:
+        setattr(self.inner[0], attribute, parameter)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         return self.pretrained[attribute].float().cpu()

@@ -49,6 +49,8 @@ class SiteModel(nn.Module):
         self.head = RowLinear(self.active, body.width, len(card.labels))
         self.stack_name, self.stack = layer_stack(self.body)
         self.cut = first_tuned_layer(settings, len(self.stack))
+        names = [name for name, _ in self.body.named_parameters()]
+        self.is_bare = not len(self.stack) and all(name.startswith("embeddings.") for name in names)
         self.above = {str(i): layer for i, layer in enumerate(list(self.stack)[self.cut :])}
         _TUNINGS[settings.tuning](self, settings)
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
@@ -67,9 +69,10 @@ class SiteModel(nn.Module):
         trains, the `pooled [k*B, H]` texts.
         """
         if "images" in inputs:
-            tokens = self.adapter(inputs["images"]).to(self.frozen_dtype)
-            hidden = self.body(inputs_embeds=tokens).last_hidden_state
-            return self.head(hidden.mean(dim=1))
+            hidden = self.adapter(inputs["images"]).to(self.frozen_dtype)
+            if not self.is_bare:  # a body of nothing would hand back what it is given, at the price of a body
+                hidden = self.body(inputs_embeds=hidden).last_hidden_state
+            return self.head(hidden.squeeze(1) if hidden.shape[1] == 1 else hidden.mean(dim=1))
         if "pooled" in inputs:
             return self.head(inputs["pooled"])
         mask = inputs.get("attention_mask")

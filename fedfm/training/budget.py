@@ -3,7 +3,8 @@
 A step of K sites costs one round of kernels, however many rows they have, until the rows fill the device; from there on
 more rows only take memory. So K is a budget of tokens, divided by the tokens of one site's step. Measured on one core
 (MiniLM, 6 layers; ratio of the plain loop's time to that of K rows): 8 x 64 tokens 1.00 to 1.06 at any K; 2 x 32 tokens
-1.4 at K = 8, 1.55 at 16 and 32; 1 x 16 tokens 2.6 at K = 8, 3.0 at 32, no more at 128. About 1,000 tokens fill a core.
+1.4 at K = 8, 1.55 at 16 and 32; 1 x 16 tokens 2.6 at K = 8, 3.0 at 32, no more at 128. So 512 tokens of MiniLM fill a
+core, and a step of them is one site of 8 x 64. That is 5e9 multiply-adds; of a smaller body as many are more tokens.
 The budget of a GPU is an estimate, not a measurement.
 """
 
@@ -16,7 +17,9 @@ from fedfm.config import LocalConfig
 from fedfm.models.rows import Whole
 from fedfm.models.site_model import SiteModel
 
-TOKENS_THAT_FILL = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+TOKENS_THAT_FILL = {"cpu": 512, "cuda": 32768, "mps": 8192}
+PRODUCTS_THAT_FILL = 5e9  # multiply-adds of a step's forward pass that fill a core
+MOST_TOKENS = 2048  # on a core: of more, even those of a narrow body leave its cache
 PIXELS_OF_A_TOKEN = {True: 64, False: 32}  # by is_grid: pixels that cost a stem, or lenet, what a token costs a layer
 SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for optimiser states, gradients and fragmentation
 MOST_ROWS = 128
@@ -34,9 +37,19 @@ def sites_at_once(
     of_a_text = min(local.max_length, 1.5 * mean_words + 2)  # words fall into pieces, and the longest text counts
     length = _tokens_of_an_image(model) if model.card.image_shape else of_a_text
     tokens = min(local.batch_size, max(mean_examples, 1.0)) * length
-    fill = TOKENS_THAT_FILL.get(model.head.weight.device.type, TOKENS_THAT_FILL["cpu"])
+    fill = tokens_that_fill(model)
     held = SHARE_OF_MEMORY * free_bytes / bytes_of_a_token(model)
     return int(max(1, min(MOST_ROWS, fill // tokens, held // tokens)))
+
+
+def tokens_that_fill(model: SiteModel) -> float:
+    """Tokens of a step from which on more rows only take memory."""
+    device = model.head.weight.device.type
+    if device in ("cuda", "mps"):
+        return TOKENS_THAT_FILL[device]
+    trained = list(model.stack)[min(model.cut, len(model.stack)) :]  # what lies below the cut is computed once
+    products = sum(p.numel() for layer in trained for p in layer.parameters() if p.dim() == 2)
+    return min(MOST_TOKENS, max(TOKENS_THAT_FILL["cpu"], PRODUCTS_THAT_FILL / max(products, 1)))
 
 
 def bytes_of_a_token(model: SiteModel) -> float:

@@ -57,7 +57,7 @@ def descend(
         direction = grad[:k]
         if correct is not None:
             direction = correct(theta[:k], direction, rows.received[:k], rows_at(rows, t, k))
-        factor = rate * schedule_factor(schedule, t, totals[:k])
+        factor = rate if schedule == "constant" else rate * schedule_factor(schedule, t, totals[:k])
         if trains is not None:  # also the rate: decay must not move what does not train
             direction, factor = direction * trains[:k], factor * trains[:k]
         if clip_norm:

@@ -68,23 +68,26 @@ def fit(
     plans = [w.plan(local, draws) for w in works]
     order = sorted(range(len(works)), key=lambda i: -len(plans[i]))
     sorted_works, plans = [works[i] for i in order], [plans[i] for i in order]
-    index, part = torch.tensor(order), slice(len(order))
-    matrix.theta[part] = matrix.theta[part][index]
-    inside = None if rows is None else _taken(rows, index)
+    part, is_sorted = slice(len(order)), order == list(range(len(order)))
+    index, inside = torch.tensor(order), rows
+    if not is_sorted:  # also where one site trains alone, whose rows need no copy
+        matrix.theta[part] = matrix.theta[part][index]
+        inside = None if rows is None else _taken(rows, index)
     losses = torch.zeros(len(order), dtype=torch.float64, device=matrix.theta.device)
     augments = [w.generator(f"augment{draws}") for w in sorted_works] if local.augment else []
     backward = _backward(matrix, sorted_works, plans, losses, augments, contrast, inside)
-    rate = torch.full_like(matrix.theta[0], local.head_learning_rate)
-    rate[matrix.body_columns] = local.learning_rate
+    rate = matrix.rates(local.learning_rate, local.head_learning_rate)
     descend(
         matrix.theta[part], matrix.grad[part], backward, [len(plan) for plan in plans], rate, make_optimizer(local),
         correct, inside, mask[index] if mask is not None and mask.dim() == 2 else mask,
         clip_norm=local.clip_norm, schedule=local.schedule,
     )  # fmt: skip
+    matrix.activate(matrix.rows)
     back = torch.argsort(index)
-    matrix.theta[part] = matrix.theta[part][back]
-    if rows is not None:
-        _put_back(rows, inside, back)
+    if not is_sorted:
+        matrix.theta[part] = matrix.theta[part][back]
+        if rows is not None:
+            _put_back(rows, inside, back)
     means = losses.cpu() / torch.tensor([max(len(plan), 1) for plan in plans])
     return means[back].tolist()
 
@@ -101,14 +104,14 @@ def _backward(
         is_image = splits[0][0].task == "image-classification"
         with phase("move"):
             batch = collate(splits, device, dtype, augments[:active] if is_image else ())
-        matrix.model.active.rows = active
+        matrix.activate(active)
         with phase("forward"):
             if contrast:
                 contrast.look(batch, rows, active)
             per_site = site_losses(matrix.model(batch.inputs), batch, active)
             total = per_site + contrast.loss(batch, active) if contrast else per_site
         with phase("backward"):
-            total.sum().backward()
+            matrix.differentiate(total.sum(), active)
         losses[:active] += per_site.detach()
 
     return backward

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedfm.config import LocalConfig
 from fedfm.profiling import phase
-from fedfm.strategies.base import Pass, SiteRows, Strategy
+from fedfm.strategies.base import ALL, Pass, SiteRows, Strategy
 from fedfm.training.contrast import Contrast
 from fedfm.training.evaluation import predict
 from fedfm.training.fit import SiteWork, fit
@@ -90,6 +90,8 @@ def _run_passes(
 
 def columns_of(matrix: ClientMatrix, which: Pass) -> Tensor | None:
     """True for the columns that a pass trains `[P]`; None where that is all of them."""
+    if which.only == ALL.only and not which.frozen:
+        return None
     trained = [name for name in matrix.columns if which.trains(name)]
     if len(trained) == len(matrix.columns):
         return None

@@ -7,11 +7,11 @@ weights is one copy and every optimiser, proximal term, clipping or per-site rat
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedfm.models.rows import Whole
 from fedfm.models.site_model import SiteModel
@@ -27,10 +27,9 @@ class ClientMatrix:
 
     def __init__(self, model: SiteModel, rows: int = 1):
         rows = 1 if any(isinstance(module, Whole) for module in model.rows().values()) else rows
-        if rows > 1:  # rows of a matrix are not dense tensors; torch says so once, and nothing is to be done about it
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
         example = next(model.body.parameters())
         slots = [(f"{n}.{a}", m, a, s) for n, m in model.rows().items() for a, s in m.shapes.items()]
+        self._slots = [(m, a) for _, m, a, _ in slots]
         width = sum(math.prod(shape) for *_, shape in slots)
         self.model = model
         self.theta = torch.zeros(rows, width, dtype=model.dtype, device=example.device)
@@ -38,19 +37,55 @@ class ClientMatrix:
         self.columns: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         self.body_columns = torch.zeros(width, dtype=torch.bool, device=example.device)
         first = 0
-        for name, module, attribute, shape in slots:
+        for name, _, _, shape in slots:
             count = math.prod(shape)
-            view = slice(first, first + count)
-            self.body_columns[view] = name.startswith("body.")
-            parameter = module.bind(attribute, self.theta[:, view].view(rows, *shape))
-            parameter.grad = self.grad[:, view].view(rows, *shape).view(parameter.shape)
+            self.body_columns[first : first + count] = name.startswith("body.")
             self.columns[name] = (first, count, shape)
             first += count
+        self._rates: tuple[tuple[float, float], torch.Tensor] | None = None
+        self._parameters: dict[int, list[nn.Parameter]] = {}
+        self.activate(rows)
 
     @property
     def rows(self) -> int:
         """How many sites it has room for."""
         return len(self.theta)
+
+    def activate(self, rows: int) -> list[nn.Parameter]:
+        """Let the first `rows` rows take part: the model's parameters from now on, in order of columns.
+
+        They are leaves of their own for each number of rows, so that no gradient passes through a slice of them.
+        """
+        if rows not in self._parameters:
+            made = []
+            for (module, attribute), (first, count, shape) in zip(self._slots, self.columns.values(), strict=True):
+                own, grad = (
+                    table[:rows, first : first + count].view(rows, *shape) for table in (self.theta, self.grad)
+                )
+                parameter = module.bind(attribute, own)
+                parameter.grad = grad.view(parameter.shape)
+                made.append(parameter)
+            self._parameters[rows] = made
+        elif rows != self.bound:
+            for (module, attribute), parameter in zip(self._slots, self._parameters[rows], strict=True):
+                module.rebind(attribute, parameter)
+        self.bound = self.model.active.rows = rows
+        return self._parameters[rows]
+
+    def differentiate(self, loss: torch.Tensor, rows: int) -> None:
+        """Write the gradient of `loss`, a number, by the first `rows` rows into those of `grad`."""
+        parameters = self._parameters[rows]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grad[:rows])
+
+    def rates(self, body: float, rest: float) -> torch.Tensor:
+        """The learning rate of each column `[P]`; not to be written to."""
+        if self._rates is None or self._rates[0] != (body, rest):
+            table = torch.full_like(self.theta[0], rest)
+            table[self.body_columns] = body
+            self._rates = (body, rest), table
+        return self._rates[1]
 
     @torch.no_grad()
     def load(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -59,11 +94,6 @@ class ClientMatrix:
         for name, array in arrays.items():
             first, count, _ = self.columns[name]
             flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
-
-    @torch.no_grad()
-    def spread(self, row: int, rows: int) -> None:
-        """Copy one row to the first `rows` rows."""
-        self.theta[:rows] = self.theta[row].clone()
 
     def flatten(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Tensors named as in `columns` as one row `[P]`; zero where none is given."""

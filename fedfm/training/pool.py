@@ -105,15 +105,14 @@ class _Turns:
     def step(self, number: int) -> None:
         model, local = self.pool.matrix.model, self.pool.local
         draws = self.draws if self.features.task == "image-classification" else []
-        model.active.rows = 1
-        self.grad.zero_()
+        self.pool.matrix.activate(1)
         with torch.enable_grad():
             with phase("move"):
                 batch = collate([(self.features, self.plan[number])], self.theta.device, self.theta.dtype, draws)
             with phase("forward"):
                 loss = site_losses(model(batch.inputs), batch, 1)
             with phase("backward"):
-                loss.sum().backward()
+                self.pool.matrix.differentiate(loss.sum(), 1)
         self.loss += float(loss.detach())
         if local.clip_norm:
             clip_rows(self.grad, local.clip_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def podman(tmp_path_factory) -> Podman:
 
 @pytest.fixture(scope="session")
 def image(podman: Podman, tmp_path_factory) -> str:
-    """The image of this tree."""
+    """The image of this tree; FEDFM_TEST_IMAGE names one that is built already, of which tests of builds say less."""
+    if named := os.environ.get("FEDFM_TEST_IMAGE"):
+        return named
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

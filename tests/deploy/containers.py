@@ -103,8 +103,11 @@ class Podman:
 
 def context_of(folder: Path) -> Path:
     """A copy of the tree as a builder may have it: with keys, data and a history that must stay out of the image."""
-    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "runs", "results", "certs")
-    shutil.copytree(ROOT, folder, ignore=ignore)
+    folder.mkdir()
+    for name in ("docker", "fedfm"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "certs"))
+    for name in (".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
     for name in (".env", ".git/config", "docker/certs/authority/ca.key", "data/patients.csv", "fedfm.toml"):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,18 @@ def test_a_site_reaches_the_fleet_and_nothing_else(federation: Federation) -> No
     assert set(answers.values()) == {"403"}
 
 
+def test_a_site_finds_no_way_round_the_proxy(federation: Federation) -> None:
+    """SuperLink's own name means nothing on the sites' network, and its address leads nowhere from there."""
+    networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    superlink = federation.podman("inspect", federation.container("superlink"), "--format", networks).stdout.strip()
+    script = "import socket, sys; socket.create_connection((sys.argv[1], 8000), timeout=10)"
+    medical = federation.container("medical")
+    assert federation.podman("exec", medical, "python3", "-c", script, "coordinator", check=False).returncode == 0
+    for address in (superlink, "superlink"):
+        done = federation.podman("exec", medical, "python3", "-c", script, address, check=False)
+        assert "Error" in done.stderr.splitlines()[-1], address
+
+
 def test_a_site_can_neither_submit_a_run_nor_register_a_key(federation: Federation) -> None:
     """With Flower's own command, the right authority and its own key; the same words work at the coordinator."""
     home = federation.folder / "stranger"

@@ -73,7 +73,7 @@ def trained_together(matrix: ClientMatrix, start: Mapping, works: Sequence[SiteW
     for first in range(0, len(works), matrix.rows):
         part = works[first : first + matrix.rows]
         matrix.load(0, start)
-        matrix.spread(0, len(part))
+        matrix.theta[: len(part)] = matrix.theta[0].clone()
         losses = fit(matrix, part, config.local, make_strategy(config.strategy).correct)
         results += [(matrix.read(row), losses[row]) for row in range(len(part))]
     return results

@@ -129,7 +129,7 @@ def test_the_page_of_a_broken_record_says_where(files, tmp_path, capsys):
 
 
 def test_the_page_of_the_run_shows_what_left_each_site(files):
-    html = write_run_report(RunFolder(files[1].parent), {}).read_text(encoding="utf-8")
+    html = write_run_report(RunFolder(files[1].parent)).read_text(encoding="utf-8")
     chain = read_chain(files[1])
     assert chain.head in html
     assert "the record is intact" in html
