@@ -163,6 +163,7 @@ class Deployment:
         return subprocess.Popen(
             command, env=self.environment, cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=_heed_ctrl_c,
         )  # fmt: skip
 
     def fedfm(self, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.CompletedProcess:
@@ -236,6 +237,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what goes in its background with SIGINT ignored
 
 
 def _die_with_parent() -> None:
