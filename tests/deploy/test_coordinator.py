@@ -133,7 +133,8 @@ def test_a_killed_server_app_fails_the_run_which_is_resumed(net, place, config, 
     server_app(net).kill()
     code, _, errors = started.end()
     assert code == 1
-    assert "error[FM502] the Flower run failed" in errors and "Traceback" not in errors
+    assert "error[FM502]" in errors and "Traceback" not in errors
+    assert "the Flower run failed: No heartbeat received from the task" in errors
     assert read_json(started.folder / "run.json")["status"] == "failed"
     done = net.fedfm("resume", started.folder)
     assert done.returncode == 0, done.stderr
