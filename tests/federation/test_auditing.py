@@ -216,12 +216,14 @@ def test_an_app_that_fails_is_recorded_by_its_error_alone(tmp_path, monkeypatch)
     monkeypatch.setattr("fedfm.federation.site.train", broken)
     with pytest.raises(Exception, match="0 usable updates"):
         run_recorded(tmp_path)
-    lines = (tmp_path / "medical-1" / "state" / "audit.jsonl").read_text().splitlines()
-    (failed,) = [json.loads(line) for line in lines if json.loads(line)["kind"] == "failed"]
-    assert failed["fields"]["reason"] == "MemoryError"
+    text = (tmp_path / "medical-1" / "state" / "audit.jsonl").read_text()
+    (refused,) = [entry for line in text.splitlines() if (entry := json.loads(line))["kind"] == "refusal-out"]
+    (reason,) = refused["fields"]["reasons"]
+    assert "failed (MemoryError)" in reason
+    assert "patient 17" not in text
     (run,) = (tmp_path / "runs").iterdir()
-    coordinator = read_chain(run / "audit.jsonl")
-    assert "no-answer" in kinds(coordinator)
+    assert "refusal-in" in kinds(read_chain(run / "audit.jsonl"))
+    assert "patient 17" not in (run / "audit.jsonl").read_text()
 
 
 def test_a_simulation_keeps_no_record_and_pays_nothing(monkeypatch):
