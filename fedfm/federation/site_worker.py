@@ -20,10 +20,12 @@ refused. Here no bundle's code runs, signed or not.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -34,6 +36,7 @@ from fedfm.federation.bundle import faults_of_bundle
 from fedfm.federation.flower_private import Tasks, play
 
 POLL_SECONDS = 0.2
+PULL_SECONDS = 10.0  # after which a task that has no message keeps no other waiting
 CLIENT_TASK = "flwr-clientapp"
 INVALID_BUNDLE = 7  # of Flower's error codes
 WARM = (  # what messages import, so that they need not
@@ -50,15 +53,48 @@ def work(address: str, secret: bytes) -> None:
     _load_a_body()
     tasks = Tasks(address, secret)
     print("fedfm: ready to work", flush=True)
+    played: list[Played] = []
     while True:
-        task = tasks.take()
+        played = [one for one in played if not one.ended()]
+        task = None if any(one.is_busy for one in played) else tasks.take()
         if task is None:
             time.sleep(POLL_SECONDS)  # SuperNode hands out one message at a time, and itself asks every 3 s
-            continue
-        status = _in_a_fork(address, *task)
+        else:
+            played.append(Played(address, *task))
+
+
+class Played:
+    """A task in a fork of this process.
+
+    It gets its message first, and that may never come: when a run ends at the coordinator, what was on its way to a
+    site stays away, and Flower asks for it for two hours. A task that waits for its message does not keep the next
+    one, which may be of the next run, from being played.
+    """
+
+    def __init__(self, address: str, kind: str, token: str):
+        sys.stdout.flush()
+        self.started = time.monotonic()
+        self._has_message, told = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            _play_and_exit(address, kind, token, told)
+        os.close(told)
+
+    @property
+    def is_busy(self) -> bool:
+        is_young = time.monotonic() - self.started < PULL_SECONDS
+        return is_young or bool(select.select([self._has_message], [], [], 0)[0])
+
+    def ended(self) -> bool:
+        """Is it over? Asked once after that: how it ended is then told, and nothing of it is left."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return False
+        os.close(self._has_message)
         if os.WIFSIGNALED(status):
             signal = os.WTERMSIG(status)
             _say(f"a message was ended by signal {signal}{': was it killed for memory?' if signal == 9 else ''}")
+        return True
 
 
 def _load_a_body() -> None:
@@ -95,15 +131,16 @@ def _refusing(reason: str) -> ClientApp:
     return app
 
 
-def _in_a_fork(address: str, kind: str, token: str) -> int:
-    """Play one task in a child; its exit status as `os.waitpid` gives it."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
+def _play_and_exit(address: str, kind: str, token: str, told: int) -> NoReturn:
+    """The child's part: play one task, and write to the pipe `told` when it has its message."""
+
+    def app(bundle: bytes) -> ClientApp:
+        os.write(told, b"m")
+        return app_for(kind, bundle)
+
     code = 1
     try:
-        play(address, token, lambda bundle: app_for(kind, bundle))
+        play(address, token, app)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:
