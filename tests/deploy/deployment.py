@@ -33,6 +33,7 @@ from certificates import write_certificates, write_site_key
 import fedfm
 from fedfm.engines.flower_cli import flower_environment, tail
 
+COORDINATOR = "coordinator"  # the host of SuperLink, SuperExec and `fedfm run`
 CONNECTION = "hospital-net"  # the SuperLink's name in Flower's config.toml
 PATIENCE = 600.0  # seconds; on a busy machine a single message may take a minute
 OFFLINE_SECONDS = 75.0  # SuperLink misses a killed node after two heartbeats of 30 s
@@ -42,14 +43,14 @@ ROOT = Path(fedfm.__file__).parents[1]
 class Deployment:
     """The coordinator's two daemons and any number of sites."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None):
-        self.folder = folder
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, host: str = "127.0.0.1"):
+        self.folder, self.host = folder, host
         self.home, self.logs, self.keys = folder / "home", folder / "logs", folder / "keys"
         for place in (self.home, self.logs, self.keys):
             place.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.certificates = write_certificates(folder / "certificates", ["localhost"], ["127.0.0.1"])
+        self.address = f"{host}:{self.port}"
+        self.certificates = write_certificates(folder / "certificates", ["localhost"], [host])
         self.environment = flower_environment(self.home, threads=1) | {
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "200",
@@ -105,7 +106,7 @@ class Deployment:
             "superlink", "flower-superlink", "--ssl-certfile", c.certificate, "--ssl-keyfile", c.key,
             "--ssl-ca-certfile", c.ca, "--enable-supernode-auth", "--database", self.folder / "state.db",
             "--disable-runtime-dependency-installation", "--isolation", "process",
-            "--host", "127.0.0.1", "--port", self.port,
+            "--host", self.host, "--port", self.port,
         )  # fmt: skip
         self.wait_for(self.answers, "the SuperLink to answer", "superlink")
 
@@ -138,7 +139,7 @@ class Deployment:
 
     def flwr(self, *arguments: str | Path) -> dict[str, Any]:
         """The answer of a `flwr` command."""
-        command = [script("flwr"), *map(str, arguments), "--format", "json"]
+        command = [*self.on(COORDINATOR), script("flwr"), *map(str, arguments), "--format", "json"]
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE
         )
@@ -159,7 +160,7 @@ class Deployment:
 
     def start_fedfm(self, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.Popen:
         """`fedfm ARGUMENTS` at the coordinator; its output is kept for `communicate`. `under`: words before it."""
-        command = [*under, sys.executable, "-m", "fedfm", *map(str, arguments)]
+        command = [*self.on(COORDINATOR), *under, sys.executable, "-m", "fedfm", *map(str, arguments)]
         return subprocess.Popen(
             command, env=self.environment, cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -190,11 +191,15 @@ class Deployment:
 
     # ---- processes -------------------------------------------------------------------------------------------------
 
+    def on(self, name: str) -> list[str]:
+        """The words before a command that is to run on the host of a process of that name; here there is one host."""
+        return []
+
     def spawn(self, name: str, command: str, *arguments: object, environment: Mapping[str, str] | None = None):
         """One of Flower's daemons, or `fedfm`; its output is appended to logs/`name`.log."""
         with (self.logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [script(command), *map(str, arguments)], env=self.environment | dict(environment or {}),
+                [*self.on(name), script(command), *map(str, arguments)], env=self.environment | dict(environment or {}),
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
