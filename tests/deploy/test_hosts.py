@@ -1,4 +1,4 @@
-"""Coordinator and three sites on hosts of their own: the local engine's weights; what a cut link and a full disk cost."""
+"""Coordinator and sites on hosts of their own: the local engine's weights; what a cut link and a full disk cost."""
 
 from __future__ import annotations
 
