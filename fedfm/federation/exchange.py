@@ -9,8 +9,11 @@ from typing import TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedfm.federation.flower_private import is_trouble_of_superlink
+
 POLL_SECONDS = 0.1
 REMOTE_POLL_SECONDS = 1.0  # of a SuperLink, to which each look is a request, and whose nodes look every 3 s themselves
+PULLS = 30
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ def exchange(
     waiting = dict(zip(ids, orders, strict=True))
     silent_since = time.monotonic()
     while waiting and time.monotonic() - silent_since < timeout:
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = pull(grid, list(waiting))
         for reply in replies:
             key = waiting.pop(reply.metadata.reply_to_message_id, None)
             if key is not None:
@@ -49,9 +52,21 @@ def exchange(
         yield key, None
 
 
+def pull(grid: Grid, ids: Sequence[str]) -> list[Message]:
+    """The replies that are there. A SuperLink that says that it is in trouble (its database is busy) is asked again."""
+    for again in range(PULLS, 0, -1):
+        try:
+            return list(grid.pull_messages(ids))
+        except Exception as error:
+            if again == 1 or not is_trouble_of_superlink(error):
+                raise
+        time.sleep(REMOTE_POLL_SECONDS)
+    return []
+
+
 def late(grid: Grid, given_up: dict[str, K]) -> list[K]:
     """Keys of given-up messages whose answers have come after all: thrown away, and taken out of `given_up`."""
-    replies = grid.pull_messages(list(given_up)) if given_up else ()
+    replies = pull(grid, list(given_up)) if given_up else []
     came = [(given_up.pop(reply.metadata.reply_to_message_id, None), reply.has_error()) for reply in replies]
     return [key for key, is_error in came if key is not None and not is_error]
 

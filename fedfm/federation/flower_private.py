@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "Tasks", "name_message", "play", "take_identity"]
+__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "take_identity"]
 
 
 def take_identity() -> None:
@@ -22,6 +22,11 @@ def take_identity() -> None:
 def name_message(message: Message, name: str) -> None:
     """Give a message the id that a SuperLink would have given it."""
     message.metadata.__dict__["_message_id"] = name
+
+
+def is_trouble_of_superlink(error: Exception) -> bool:
+    """An answer of status 5xx, which Flower's client hands on as the error of its HTTP library (httpx)."""
+    return type(error).__name__ == "HTTPStatusError" and error.response.status_code >= 500
 
 
 class Tasks:

@@ -73,10 +73,18 @@ def _read_header(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[
 
 
 def size_of(content: RecordDict | ArrayRecord | ConfigRecord | MetricRecord) -> int:
-    """Bytes of all names and values of a record, or of all records of a message, before anything of it is decoded."""
+    """Bytes of all names and values of a record, or of all records of a message, before anything of it is decoded.
+
+    The same at both ends of a message, whether its arrays are bytes yet or not: records of what crossed hold it.
+    """
     if isinstance(content, Held) and content.held is not None:
-        return content.count_bytes()
+        return sum(len(name.encode("utf-8", "replace")) + _size_of_held(value) for name, value in content.held.items())
     return sum(len(name.encode("utf-8", "replace")) + _size_of_value(value) for name, value in content.items())
+
+
+def _size_of_held(value: np.ndarray) -> int:
+    dtype, header = _npy_header(value.dtype, value.shape)
+    return len(header) + value.nbytes + len(dtype) + 8 * value.ndim
 
 
 def _size_of_value(value: Any) -> int:

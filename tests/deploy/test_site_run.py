@@ -165,8 +165,8 @@ def test_who_does_not_get_in_and_what_is_said(tmp_path):
     with Deployment(tmp_path / "net") as net:
         start_site(net, "bank-one", "finance", source, min_examples=1)
         net.wait_for(lambda: ready(net, "bank-one"), "the site to be ready", "bank-one")
-        stranger, _ = write_site_key(tmp_path / "stranger")
-        other = write_certificates(tmp_path / "other", ["localhost"], ["127.0.0.1"])
+        stranger, _ = write_site_key(tmp_path / "stranger-key")
+        other = write_certificates(tmp_path / "other-authority", ["localhost"], ["127.0.0.1"])
         cases = {
             "stranger": (stranger, net.certificates.ca, "does not know this site's key", 2),
             "twin": (net.keys / "bank-one", net.certificates.ca, "another process uses it", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 
@@ -40,6 +41,30 @@ def test_one_reply_is_held_at_a_time():
     assert done == [1]
     next(stream)
     assert done == [1, 2]
+
+
+class Troubled(LocalGrid):
+    """A SuperLink that answers `statuses` before it is well again."""
+
+    def __init__(self, statuses: list[int]):
+        super().__init__(echo, 1)
+        self.statuses = statuses
+
+    def pull_messages(self, message_ids):
+        if self.statuses:
+            response = httpx.Response(self.statuses.pop(0), request=httpx.Request("POST", "https://superlink"))
+            response.raise_for_status()
+        return super().pull_messages(message_ids)
+
+
+def test_a_superlink_in_trouble_is_asked_again(monkeypatch):
+    monkeypatch.setattr("fedfm.federation.exchange.REMOTE_POLL_SECONDS", 0.0)
+    ((_, reply),) = exchange(Troubled([500, 503]), orders(1), timeout=5)
+    assert not reply.has_error()
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        list(exchange(Troubled([401]), orders(1), timeout=5))
+    with pytest.raises(httpx.HTTPStatusError, match="500"):
+        list(exchange(Troubled([500] * 1000), orders(1), timeout=5))
 
 
 class Scripted(LocalGrid):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from fedfm import errors
 from fedfm.arrays import sha256
@@ -13,6 +13,7 @@ from fedfm.errors import DataError, Problem, RunError, UserError
 from fedfm.federation import messages
 from fedfm.federation.flower_private import take_identity
 from fedfm.federation.messages import Answer, Order, SiteCard
+from fedfm.federation.wire import size_of
 from fedfm.training.metrics import metrics, stack, tally_classification, tally_tags, unstack
 
 CARD = DomainCard("medical", "image-classification", ("benign", "malignant"), (3, 28, 28))
@@ -39,6 +40,16 @@ def an_order(kind: str = "train") -> Message:
 
 def test_arrays_keep_names_dtypes_shapes_and_bits():
     assert sha256(messages.from_record(messages.to_record(ARRAYS))) == sha256(ARRAYS)
+
+
+def test_a_record_is_as_large_before_its_arrays_are_bytes_as_after_and_at_the_other_end():
+    record = messages.to_record(ARRAYS)
+    before = size_of(record), record.count_bytes()
+    sent = ArrayRecord.inflate(record.deflate(), record.children)
+    assert (size_of(sent), sent.count_bytes()) == before
+    list(record.values())
+    assert (size_of(record), record.count_bytes()) == before
+    assert sha256(messages.from_record(sent)) == sha256(ARRAYS)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
