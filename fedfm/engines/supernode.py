@@ -36,8 +36,6 @@ Say = Callable[[str], None]
 
 ENDINGS = (  # what the SuperNode's last lines hold -> what it means, how to mend it, will a later start work?
     (r"code: 2001", "this site showed no key, and the coordinator wants one", "set coordinator.private-key", False),
-    (r"No SuperNode found with the given public key", "the coordinator does not know this site's key",
-     "ask it to register the public half: flwr supernode register KEY.pub", False),
     (r"code: 2004", "the coordinator does not let this site in: its key is not registered, or another process uses it, "
      "or this site was killed less than a minute ago",
      "after a kill, start again in a minute; else stop the other process, or have the key registered", True),
