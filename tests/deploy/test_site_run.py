@@ -168,7 +168,8 @@ def test_who_does_not_get_in_and_what_is_said(tmp_path):
         stranger, _ = write_site_key(tmp_path / "stranger-key")
         other = write_certificates(tmp_path / "other-authority", ["localhost"], ["127.0.0.1"])
         cases = {
-            "stranger": (stranger, net.certificates.ca, "its key is not registered", 1),  # Flower tells it as it does a twin
+            # Flower tells a site whose key is unknown what it tells a second process of a known one
+            "stranger": (stranger, net.certificates.ca, "its key is not registered", 1),
             "twin": (net.keys / "bank-one", net.certificates.ca, "another process uses it", 1),
             "astray": (net.keys / "bank-one", other.ca, "not signed by the authority in root-certificates", 2),
         }
