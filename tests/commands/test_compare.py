@@ -216,13 +216,13 @@ def test_nothing_that_is_done_is_run_again_and_a_stopped_cell_goes_on(done, tmp_
     shutil.copytree(done.folder.parent, copied)
     root = copied / done.folder.name
     config = tiny_source(copied)
-    again, lines = compare(config, GRID), []
-    assert again.folder.name == root.name
+    lines: list[str] = []
     first = {name: (root / f"{name}.csv").read_bytes() for name in ("cells", "summary", "pairs", "transfer")}
     stopped = next((root / "runs" / "fedavg-seed=1").iterdir())
     RunFolder.open(stopped).update(status="running")
     shutil.rmtree(root / "runs" / "centralised-seed=2")
-    compare(config, GRID, say=lines.append)
+    again = compare(config, GRID, say=lines.append)
+    assert again.folder == root
     assert lines[0].startswith("9 runs (3 settings), 7 already done")
     assert [folder.name for folder in (root / "runs" / "fedavg-seed=1").iterdir()] == [stopped.name]
     for name in ("summary", "pairs", "transfer"):
