@@ -58,7 +58,7 @@ def play(options: argparse.Namespace, variant: str, data: str, seed: int) -> lis
         whole = config.to_dict()
         whole["domains"] = {domain: whole["domains"][domain] for domain in part}
         done = fedfm.run(whole)
-        trained = done.metrics.query("split == 'train'").groupby("domain")["num_examples"].sum()
+        trained = done.metrics.query("split == 'train' and metric == 'loss'").groupby("domain")["num_examples"].sum()
         for domain in part:
             rows.append({
                 "variant": variant, "data": data, "seed": seed, "domain": domain, "metric": PRIMARY[domain],
