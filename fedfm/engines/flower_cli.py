@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -141,7 +142,7 @@ class SuperLink:
         except json.JSONDecodeError:
             answer = {"error-message": errors or output}
         if not answer.get("success"):
-            reason = _ANSI.sub("", str(answer.get("error-message", answer))).strip()
+            reason = without_colours(str(answer.get("error-message", answer))).strip()
             if AWAY in reason:
                 mend = f"is flower-superlink running, and is the address right? Ask it: flwr supernode list {self.name}"
                 raise AwayError(f'the SuperLink "{self.name}" cannot be reached: {reason}', mend=mend)
@@ -178,7 +179,7 @@ def flower_environment(home: Path, threads: int) -> dict[str, str]:
 def tail(log: Path, lines: int = TAIL_LINES) -> str:
     """The last lines of a log, without colours."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return "\n".join(_ANSI.sub("", text).rstrip().splitlines()[-lines:])
+    return "\n".join(without_colours(text).rstrip().splitlines()[-lines:])
 
 
 def script(name: str) -> str:
@@ -188,3 +189,15 @@ def script(name: str) -> str:
         mend = 'python -m pip install "flwr[simulation]" into this environment'
         raise EngineError(f'Flower\'s command "{name}" is missing', where=str(path.parent), mend=mend)
     return str(path)
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def without_colours(text: str) -> str:
+    """What a program of Flower's printed, as plain text."""
+    return _ANSI.sub("", text)

@@ -7,7 +7,6 @@ not meet, and nothing below it outlives this process (see `lifeline`).
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from fedfm.engines import flower_cli, lifeline
-from fedfm.engines.flower_cli import ConfigValue, FlowerOutcome, SuperLink, flower_environment, tail
+from fedfm.engines.flower_cli import ConfigValue, FlowerOutcome, SuperLink, flower_environment, free_port, tail
 from fedfm.errors import EngineError
 
 START_SECONDS = 60.0
@@ -87,7 +86,7 @@ def _superlink(
     """A SuperLink with an in-memory state that answers; on the way out it and all that it started are ended."""
     log = work_folder / "superlink.log"
     for _ in range(PORT_TRIES):
-        port = _free_port()
+        port = free_port()
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "local"\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
@@ -138,9 +137,3 @@ def _check_alive(superlink: subprocess.Popen, log: Path) -> None:
             where=str(log),
             mend="look for the cause in that log; was it killed for memory? then use fewer workers",
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

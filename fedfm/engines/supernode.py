@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from fedfm.config.site import SiteSettings
 from fedfm.engines import lifeline
-from fedfm.engines.flower_cli import flower_environment, script
+from fedfm.engines.flower_cli import flower_environment, free_port, script, without_colours
 from fedfm.engines.reaching import Answered, ask
 from fedfm.errors import EngineError, FedfmError, UserError
 from fedfm.federation.auditing import note_start
@@ -82,7 +81,7 @@ def wait_for_coordinator(settings: SiteSettings, say: Say, stopped: threading.Ev
 def _run_processes(settings: SiteSettings, file: Path, home: Path, say: Say, stopped: threading.Event) -> None:
     environment = flower_environment(home, threads=1)
     note_start(settings, environment)
-    address, secret = f"127.0.0.1:{_free_port()}", _new_secret(home)
+    address, secret = f"127.0.0.1:{free_port()}", _new_secret(home)
     node = Child("SuperNode", supernode_command(settings, file, address, secret), environment, home)
     worker = Child(
         "worker", [sys.executable, "-P", "-m", "fedfm.federation.site_worker", address, str(secret)], environment, home
@@ -150,7 +149,7 @@ class Child:
 
 def _explained(child: Child, settings: SiteSettings) -> FedfmError:
     """Why a process ended, from its last lines."""
-    text, where = re.sub(r"\x1b\[[0-9;]*m", "", "".join(child.lines)), f"coordinator {settings.coordinator.address}"
+    text, where = without_colours("".join(child.lines)), f"coordinator {settings.coordinator.address}"
     for pattern, what, mend, is_passing in ENDINGS:
         if re.search(pattern, text):
             return (EngineError if is_passing else UserError)(what, where=where, mend=mend)
@@ -178,9 +177,3 @@ def _stoppable() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -15,7 +15,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import psutil
 from certificates import write_certificates, write_site_key
 
 import fedfm
-from fedfm.engines.flower_cli import flower_environment, tail
+from fedfm.engines.flower_cli import flower_environment, free_port, script, tail
 
 COORDINATOR = "coordinator"  # the host of SuperLink, SuperExec and `fedfm run`
 CONNECTION = "hospital-net"  # the SuperLink's name in Flower's config.toml
@@ -231,17 +230,6 @@ class Deployment:
             assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{self.log(log) if log else ''}"
             time.sleep(0.1)
         return value
-
-
-def script(name: str) -> str:
-    """A console script beside this interpreter."""
-    return str(Path(sys.executable).with_name(name))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _heed_ctrl_c() -> None:

@@ -142,13 +142,13 @@ def test_a_superlink_that_does_not_start_in_time(fake_flower: Path, monkeypatch)
 
 
 def test_another_port_is_tried_when_one_is_taken(fake_flower: Path, monkeypatch) -> None:
-    free = flower_simulation._free_port
+    free = flower_simulation.free_port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         ports = [taken.getsockname()[1]]
-        monkeypatch.setattr(flower_simulation, "_free_port", lambda: ports.pop() if ports else free())
+        monkeypatch.setattr(flower_simulation, "free_port", lambda: ports.pop() if ports else free())
         assert run_fake(fake_flower).status == "completed"
-        monkeypatch.setattr(flower_simulation, "_free_port", lambda: taken.getsockname()[1])
+        monkeypatch.setattr(flower_simulation, "free_port", lambda: taken.getsockname()[1])
         with pytest.raises(EngineError, match=r"(?s)did not start \(exit status 1\).*address already in use"):
             run_fake(fake_flower)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,20 @@ def folder(tmp_path: Path) -> RunFolder:
     domains = {"finance": {"task": "text-classification"}}
     data = {"runs": {"folder": str(tmp_path / "runs")}, "domains": domains}
     return RunFolder.create(read_config(data, ["engine.name=flower", "engine.superlink=net"]))
+
+
+@contextmanager
+def saying_something(folder: RunFolder) -> Iterator[None]:
+    """The run tells an event as soon as somebody follows it."""
+    original = flower_cli.SuperLink.follow
+
+    def follow(self, *words):
+        folder.event("phase")
+        return original(self, *words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flower_cli.SuperLink, "follow", follow)
+        yield
 
 
 def go(folder: RunFolder, listen=lambda event: None) -> None:
@@ -160,14 +176,7 @@ def test_a_run_that_is_still_there_is_watched_and_not_handed_in_again(home: Path
         heard.append(event["event"])
         (home / "status").write_text("finished:completed")
 
-    original = flower_cli.SuperLink.follow
-
-    def follow(self, *words):
-        folder.event("phase")
-        return original(self, *words)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flower_cli.SuperLink, "follow", follow)
+    with saying_something(folder):
         go(folder, end)
     assert heard == ["phase"]
     assert "run" not in [command.split()[0] for command in commands(home)]
@@ -179,16 +188,8 @@ def test_ctrl_c_stops_the_run_at_the_sites(home: Path, folder: RunFolder) -> Non
     def interrupt(event):
         raise KeyboardInterrupt
 
-    original = flower_cli.SuperLink.follow
-
-    def follow(self, *words):
-        folder.event("phase")
-        return original(self, *words)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flower_cli.SuperLink, "follow", follow)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            go(folder, interrupt)
+    with saying_something(folder), pytest.raises(KeyboardInterrupt) as caught:
+        go(folder, interrupt)
     assert caught.value.__notes__ == ["the run is stopped at the sites; what they compute now is thrown away"]
     assert "stop 17" in commands(home)
 
