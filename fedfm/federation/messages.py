@@ -56,6 +56,7 @@ class SiteCard:
     sha256: str
     warnings: tuple[str, ...] = ()
     mean_words: float = 0.0  # of a training text; 0 for images
+    words_deviation: float = 0.0  # their standard deviation
 
     def num_examples(self, split: str) -> int:
         """Examples of a split (for tags: sentences)."""

@@ -40,7 +40,7 @@ def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
     device = pick_device(config)
     model = ClientMatrix(build_model(config, roll.domains[domain], device)).model
     cards = [card for card in roll.cards.values() if card.domain == domain]
-    words = fmean(card.mean_words for card in cards)
+    words = fmean(card.mean_words for card in cards), fmean(card.words_deviation for card in cards)
     examples = fmean(card.num_examples("train") for card in cards)
     free = free_bytes(device, config.engine.workers)
     return sites_at_once(model, config.local_for(domain), words, examples, free)

@@ -49,17 +49,18 @@ def sites_of_node(config: RunConfig, context: Context) -> list[tuple[str, str]]:
 def site_card(config: RunConfig, domain: str, site: str, source: str = "") -> SiteCard:
     """Read and check the site's data and describe them; `source` as in `load_site`. Raises DataError."""
     data = load_site(config, domain, site, source)
-    shape, words = None, 0.0
+    shape, words = None, np.zeros(1)
     if data.task == "image-classification":
         _, height, width, channels = data.train.inputs.shape
         shape = (channels, height, width)
     elif len(data.train):
         split = data.task == "token-classification"
-        words = float(np.mean([len(text if split else text.split()) for text in data.train.inputs]))
+        words = np.array([len(text if split else text.split()) for text in data.train.inputs])
     counts = label_counts(data)
     return SiteCard(
-        site, domain, data.task, data.labels, shape, counts, data.source, data.sha256, data.warnings, round(words, 1)
-    )
+        site, domain, data.task, data.labels, shape, counts, data.source, data.sha256, data.warnings,
+        round(float(words.mean()), 1), round(float(words.std()), 1),
+    )  # fmt: skip
 
 
 class _FeatureCache:

@@ -1,14 +1,19 @@
-"""How many sites train at once when engine.sites-at-once = "auto": as many as fill the device, as memory holds.
+"""How many sites train at once when engine.sites-at-once = "auto": the fewest that are about as fast as any number.
 
-A step of K sites costs one round of kernels, however many rows they have, until the rows fill the device; from there on
-more rows only take memory. So K is a budget of tokens, divided by the tokens of one site's step. Measured on one core
-(MiniLM, 6 layers; ratio of the plain loop's time to that of K rows): 8 x 64 tokens 1.00 to 1.06 at any K; 2 x 32 tokens
-1.4 at K = 8, 1.55 at 16 and 32; 1 x 16 tokens 2.6 at K = 8, 3.0 at 32, no more at 128. So 512 tokens of MiniLM fill a
-core, and a step of them is one site of 8 x 64. That is 5e9 multiply-adds; of a smaller body as many are more tokens.
-The budget of a GPU is an estimate, not a measurement.
+A step of K sites launches the kernels of one, whatever K: each site pays a K-th of that. But texts are padded to the
+longest of the step, and of more texts the longest is longer. In tokens of arithmetic a site's step costs
+
+    cost(K) = overhead / K + B * longest(K * B)
+
+Measured on one core (MiniLM, 6 layers; ratio of the plain loop's time to that of K rows): 8 x 64 tokens 1.00 to 1.06 at
+any K; 2 x 32 tokens 1.4 at K = 8, 1.55 at 16 and 32; 1 x 16 tokens 2.6 at K = 8, 3.0 at 32, no more at 128. An overhead
+of 35 tokens gives all of them; of a layer, whose kernels are as many in every body, it is 6e7 multiply-adds.
+The budget of a GPU is an estimate, not a measurement: as many as fill it.
 """
 
 from __future__ import annotations
+
+import math
 
 import psutil
 import torch
@@ -17,39 +22,53 @@ from fedfm.config import LocalConfig
 from fedfm.models.rows import Whole
 from fedfm.models.site_model import SiteModel
 
-TOKENS_THAT_FILL = {"cpu": 512, "cuda": 32768, "mps": 8192}
-PRODUCTS_THAT_FILL = 5e9  # multiply-adds of a step's forward pass that fill a core
-MOST_TOKENS = 2048  # on a core: of more, even those of a narrow body leave its cache
+OVERHEAD_OF_A_LAYER = 6e7  # multiply-adds that take a core as long as launching the kernels of a layer's step
+MOST_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}  # of a step; on a core more of them leave its cache
+ABOUT_AS_FAST = 1.05
+PIECES_OF_A_WORD = 1.3
 PIXELS_OF_A_TOKEN = {True: 64, False: 32}  # by is_grid: pixels that cost a stem, or lenet, what a token costs a layer
 SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for optimiser states, gradients and fragmentation
 MOST_ROWS = 128
 
 
 def sites_at_once(
-    model: SiteModel, local: LocalConfig, mean_words: float, mean_examples: float, free_bytes: float
+    model: SiteModel, local: LocalConfig, words: tuple[float, float], mean_examples: float, free_bytes: float
 ) -> int:
     """K of a domain; 1 where its model knows no rows. The same for the same arguments.
 
-    mean_words: of a training text. mean_examples: of a site. free_bytes: what the process may take on its device.
+    words: of a training text, mean and standard deviation. mean_examples: of a site. free_bytes: what the process may
+    take on its device.
     """
     if any(isinstance(module, Whole) for module in model.rows().values()):
         return 1
-    of_a_text = min(local.max_length, 1.5 * mean_words + 2)  # words fall into pieces, and the longest text counts
-    length = _tokens_of_an_image(model) if model.card.image_shape else of_a_text
-    tokens = min(local.batch_size, max(mean_examples, 1.0)) * length
-    fill = tokens_that_fill(model)
-    held = SHARE_OF_MEMORY * free_bytes / bytes_of_a_token(model)
-    return int(max(1, min(MOST_ROWS, fill // tokens, held // tokens)))
-
-
-def tokens_that_fill(model: SiteModel) -> float:
-    """Tokens of a step from which on more rows only take memory."""
     device = model.head.weight.device.type
+    batch = max(1.0, min(local.batch_size, mean_examples))
+    most = min(MOST_TOKENS.get(device, MOST_TOKENS["cpu"]), SHARE_OF_MEMORY * free_bytes / bytes_of_a_token(model))
+
+    def tokens(rows: int) -> float:
+        """Of one site's step, where so many train at once."""
+        if model.card.image_shape:
+            return batch * _tokens_of_an_image(model)
+        return batch * min(local.max_length, _longest(*words, rows * batch))
+
+    fitting = [rows for rows in range(1, MOST_ROWS + 1) if rows == 1 or rows * tokens(rows) <= most]
     if device in ("cuda", "mps"):
-        return TOKENS_THAT_FILL[device]
+        return fitting[-1]
+    overhead = overhead_tokens(model)
+    costs = {rows: overhead / rows + tokens(rows) for rows in fitting}
+    return min(rows for rows, cost in costs.items() if cost <= ABOUT_AS_FAST * min(costs.values()))
+
+
+def overhead_tokens(model: SiteModel) -> float:
+    """Tokens whose arithmetic in a layer takes a core as long as launching its kernels."""
     trained = list(model.stack)[min(model.cut, len(model.stack)) :]  # what lies below the cut is computed once
     products = sum(p.numel() for layer in trained for p in layer.parameters() if p.dim() == 2)
-    return min(MOST_TOKENS, max(TOKENS_THAT_FILL["cpu"], PRODUCTS_THAT_FILL / max(products, 1)))
+    return OVERHEAD_OF_A_LAYER * max(len(trained), 1) / max(products, 1)
+
+
+def _longest(mean: float, deviation: float, texts: float) -> float:
+    """About how many tokens the longest of so many texts has: of normal numbers, sqrt(2 ln n) deviations are few."""
+    return PIECES_OF_A_WORD * (mean + deviation * math.sqrt(2 * math.log(max(texts, 1.0)))) + 2
 
 
 def bytes_of_a_token(model: SiteModel) -> float:

@@ -147,20 +147,24 @@ def test_the_classic_cnn_is_the_classic_cnn(tmp_path):
         assert largest_difference(together.read(row), expected) <= TOLERANCE
 
 
-def test_auto_fills_the_device_and_stays_within_memory(tmp_path):
-    from fedfm.training.budget import bytes_of_a_token, sites_at_once, tokens_that_fill
+def test_auto_takes_as_many_sites_as_pay_and_stays_within_memory(tmp_path):
+    from fedfm.training.budget import bytes_of_a_token, overhead_tokens, sites_at_once
 
     plenty = 1e12
     config = make_config("local.batch-size=8")
     model = make_matrix(config, TEXT).model
+    assert overhead_tokens(model) == pytest.approx(6e7 / (4 * 128 * 128 + 2 * 128 * 256))  # 458
     a_token = bytes_of_a_token(model)
     assert 1_000 < a_token < 1_000_000  # two layers of 128 features in float64
-    small, large = (sites_at_once(model, config.local, words, 100, plenty) for words in (4, 40))
-    assert small > large >= 1
-    assert small * 8 * (1.5 * 4 + 2) <= tokens_that_fill(model)
-    assert sites_at_once(model, config.local, 4, 2, plenty) > small  # sites with two examples fill less
-    assert sites_at_once(model, config.local, 4, 100, 2 * a_token * 8 * 8 * 3) == 3  # half of it holds three
-    assert sites_at_once(model, config.local, 4, 100, 1.0) == 1
+    short, long = (sites_at_once(model, config.local, (words, 0.0), 100, plenty) for words in (4, 40))
+    # 8 texts of 7.2 tokens, 35 sites of which fill 2048: 458 / 35 + 57.6 is the least, and K = 28 within 5 % of it
+    assert short == 28
+    assert short > long > 1
+    even, ragged = (sites_at_once(model, config.local, (16, spread), 100, plenty) for spread in (0.0, 10.0))
+    assert even > ragged >= 1  # ragged texts pad one another
+    assert sites_at_once(model, config.local, (4, 0.0), 2, plenty) > short  # sites with two examples fill less
+    assert sites_at_once(model, config.local, (4, 0.0), 100, 2 * a_token * 8 * 7.3 * 3) == 3  # half of it holds three
+    assert sites_at_once(model, config.local, (4, 0.0), 100, 1.0) == 1
     full = ClientMatrix(make_matrix(make_config("body.tuning=full"), TEXT).model, 4)
     assert full.rows == 1
-    assert sites_at_once(full.model, config.local, 4, 100, plenty) == 1
+    assert sites_at_once(full.model, config.local, (4, 0.0), 100, plenty) == 1
