@@ -14,7 +14,7 @@ demo: $(VENV)/core.installed
 	$(BIN)/fedfm run experiments/quickstart.toml
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/test.installed
 	$(BIN)/python -m pytest -m slow

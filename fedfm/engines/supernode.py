@@ -2,8 +2,8 @@
 
 The SuperNode holds the connection to the coordinator; the worker plays its messages with the fedfm installed here (see
 `federation/site_worker.py`). They talk over a port of loopback and a secret in a file; the site opens no other port.
-Both run below a lifeline, so that nothing outlives this process. Nothing is restarted here: that is systemd's or the
-container's part, and an end comes with a sentence and an exit code.
+Both run below a lifeline, so that nothing outlives this process. What ended is not restarted here: that is systemd's or
+the container's part, and an end comes with a sentence and an exit code. Only a SuperNode that is out of step is.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ WAIT_SECONDS = 5.0  # between two looks for a coordinator that is away
 SAY_AGAIN_SECONDS = 600.0
 TAIL_LINES = 60
 Say = Callable[[str], None]
+
+# What Flower 1.41 says when a run is stopped between the parts of a message. It has given the message to the worker all
+# the same; once the answer of a dead run lies there, it sends for each message to come the answer to the one before.
+OUT_OF_STEP = re.compile(r"not in `RUNNING` status\. Ignoring message")
 
 ENDINGS = (  # what the SuperNode's last lines hold -> what it means, how to mend it, will a later start work?
     (r"code: 2001", "this site showed no key, and the coordinator wants one", "set coordinator.private-key", False),
@@ -81,20 +85,22 @@ def wait_for_coordinator(settings: SiteSettings, say: Say, stopped: threading.Ev
 def _run_processes(settings: SiteSettings, file: Path, home: Path, say: Say, stopped: threading.Event) -> None:
     environment = flower_environment(home, threads=1)
     note_start(settings, environment)
-    address, secret = f"127.0.0.1:{free_port()}", _new_secret(home)
-    node = Child("SuperNode", supernode_command(settings, file, address, secret), environment, home)
-    worker = Child(
-        "worker", [sys.executable, "-P", "-m", "fedfm.federation.site_worker", address, str(secret)], environment, home
-    )
-    try:
-        while not stopped.wait(0.2):
-            if node.ended or worker.ended:
-                break
-    finally:
-        for child in (node, worker):
-            child.end()
-    if not stopped.is_set():
-        raise _explained(node if node.ended_first(worker) else worker, settings)
+    while not stopped.is_set():
+        address, secret = f"127.0.0.1:{free_port()}", _new_secret(home)
+        node = Child("SuperNode", supernode_command(settings, file, address, secret), environment, home)
+        worker = Child("worker", worker_command(address, secret), environment, home)
+        broken = None
+        try:
+            while not (broken or node.is_out_of_step or stopped.wait(0.2)):
+                if node.ended or worker.ended:
+                    broken = node if node.ended_first(worker) else worker
+        finally:
+            for child in (node, worker):
+                child.end()
+        if broken and not stopped.is_set():
+            raise _explained(broken, settings)
+        if node.is_out_of_step:
+            say("a run was stopped while its message came in: the SuperNode starts anew")
 
 
 def supernode_command(settings: SiteSettings, file: Path, address: str, secret: Path) -> list[str]:
@@ -110,6 +116,11 @@ def supernode_command(settings: SiteSettings, file: Path, address: str, secret: 
     ]  # fmt: skip
 
 
+def worker_command(address: str, secret: Path) -> list[str]:
+    """The words that start the worker beside a SuperNode."""
+    return [sys.executable, "-P", "-m", "fedfm.federation.site_worker", address, str(secret)]
+
+
 class Child:
     """A process below a lifeline, whose output goes on to this one's and whose last lines are kept."""
 
@@ -117,6 +128,7 @@ class Child:
         self.name = name
         self.lines: deque[str] = deque(maxlen=TAIL_LINES)
         self.end_time = float("inf")
+        self.is_out_of_step = False
         self.process = subprocess.Popen(
             [sys.executable, "-P", lifeline.__file__, *command], env=environment, cwd=folder, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -139,10 +151,13 @@ class Child:
         self.process.stdin.close()
         self.process.wait()
         self._reader.join(timeout=5.0)
+        if not self._reader.is_alive():  # else something still holds the other end, and to close would wait for it
+            self.process.stdout.close()
 
     def _pass_on(self) -> None:
         for line in self.process.stdout:
             self.lines.append(line)
+            self.is_out_of_step |= OUT_OF_STEP.search(line) is not None
             sys.stdout.write(line)
             sys.stdout.flush()
 

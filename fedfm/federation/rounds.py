@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from flwr.serverapp import Grid
 from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
 
 from fedfm.arrays import Arrays, non_finite, sha256
 from fedfm.config import RunConfig
@@ -57,7 +58,9 @@ class RoundLoop:
         Raises UserError where the configuration, a site's data or a second process on this folder forbid it, RunError
         where the run cannot go on.
         """
-        with self.folder.lock():
+        # numpy's own threads, as many as cores, wait for one another where cores are shared; their number also decides
+        # the last digits of products
+        with self.folder.lock(), threadpool_limits(self.config.engine.threads, "blas"):
             try:
                 return self._run()
             finally:

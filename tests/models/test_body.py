@@ -77,7 +77,7 @@ def test_the_built_in_body_is_a_given_thing():
     assert load_body(make_config("seed=3")).sha256 == first
 
 
-@pytest.mark.parametrize("name", ["tiny", "minilm"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-pretrained", "minilm"])
 def test_random_weights_really_differ(name, request):
     """Every weight matrix, the embedding too; a run's seed draws them, and the same seed the same ones."""
     if name == "minilm":
@@ -147,7 +147,7 @@ def test_an_unknown_body_is_refused_with_the_configuration():
     message = str(caught.value)
     assert 'body "minillm" is neither a named body nor a folder' in message
     assert "body.name" in message
-    assert '"tiny", "minilm" or the path of a folder' in message
+    assert '"tiny", "tiny-pretrained", "minilm" or the path of a folder' in message
 
 
 @pytest.mark.usefixtures("_no_cache")
