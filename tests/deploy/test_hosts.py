@@ -105,15 +105,13 @@ def left_out(folder: Path) -> dict[str, dict[int, str]]:
 
 
 def away(folder: Path, site: str) -> set[int]:
-    """The rounds in which a site was told to be away, and was not asked: from that word to the next that it is back."""
-    found, number, is_away = set(), 0, False
+    """The rounds that began while the site was told to be gone: it was not asked."""
+    found, is_gone = set(), False
     for event in events_of(folder):
-        if event["event"] == "round-finished":
-            number = event["round"] + 1
-        elif event["event"] in ("site-left", "site-joined") and event["site"] == site:
-            is_away = event["event"] == "site-left"
-        if is_away:
-            found.add(number)
+        if event["event"] in ("site-left", "site-joined") and event["site"] == site:
+            is_gone = event["event"] == "site-left"
+        elif event["event"] == "phase" and event["phase"] == "train" and is_gone:
+            found.add(event["round"])
     return found
 
 
