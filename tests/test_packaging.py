@@ -122,10 +122,11 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path: Path) -> None:
     data = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "fedfm").rglob("*")
-        if file.suffix in (".json", ".typed", ".html")
+        if file.suffix in (".json", ".typed", ".html", ".safetensors")
     }
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "fedfm").rglob("*.py")}
-    assert {"fedfm/py.typed", "fedfm/models/tiny_tokenizer/tokenizer.json"} <= data
+    models = {f"fedfm/models/{name}" for name in ("tiny_tokenizer/tokenizer.json", "tiny_body/model.safetensors")}
+    assert {"fedfm/py.typed", *models} <= data
     assert data | code <= names
     assert not any(name.startswith(("tests", "experiments")) for name in names)
     assert "License-Expression: Apache-2.0" in metadata
