@@ -148,7 +148,7 @@ def test_the_classic_cnn_is_the_classic_cnn(tmp_path):
 
 
 def test_auto_takes_as_many_sites_as_pay_and_stays_within_memory(tmp_path):
-    from fedfm.training.budget import bytes_of_a_token, overhead_tokens, sites_at_once
+    from fedfm.training.budget import _longest, bytes_of_a_token, overhead_tokens, sites_at_once
 
     plenty = 1e12
     config = make_config("local.batch-size=8")
@@ -162,6 +162,9 @@ def test_auto_takes_as_many_sites_as_pay_and_stays_within_memory(tmp_path):
     assert short > long > 1
     even, ragged = (sites_at_once(model, config.local, (16, spread), 100, plenty) for spread in (0.0, 10.0))
     assert even > ragged >= 1  # ragged texts pad one another
+    # of two texts the longer lies Phi^-1(1.625 / 2.25) = 0.59 deviations above the mean
+    assert _longest(16, 10, 1) == pytest.approx(22.8)
+    assert _longest(16, 10, 2) == pytest.approx(1.3 * 21.9 + 2, abs=0.02)
     assert sites_at_once(model, config.local, (4, 0.0), 2, plenty) > short  # sites with two examples fill less
     assert sites_at_once(model, config.local, (4, 0.0), 100, 2 * a_token * 8 * 7.3 * 3) == 3  # half of it holds three
     assert sites_at_once(model, config.local, (4, 0.0), 100, 1.0) == 1
