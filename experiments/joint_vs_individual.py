@@ -6,7 +6,8 @@ Question    Brain MRI, finance headlines and disease names over one MiniLM of 3 
 Command     python experiments/joint_vs_individual.py --data-root ../shared/data [--seeds 3] [--jobs 1] [--all]
             which is `fedfm compare experiments/three_domains.toml` over the strategies below; run again, it goes on
             with what is missing
-Time        some 2 minutes a run on one core, 18 runs; --all: all of the training data, 10 minutes a run
+Time        18 runs of 3 to 4 minutes, two at once: 34 minutes on 2 cores; --all: all of the training data, some 10
+            minutes a run on a core of its own
 Expected    a table with intervals, whatever it says; equal optimiser steps for every strategy, asserted
 
 Small results (cells.csv, summary.csv, pairs.csv, transfer.csv, main.md, figures) are copied from the folder of the
