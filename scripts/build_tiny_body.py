@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from fedfm.domains import draws
 from fedfm.domains.generated import entities, sentences
-from fedfm.models.body import TINY_BODY, TINY_SHAPE, TINY_TOKENIZER
+from fedfm.models.body import TINY_BODY, TINY_TOKENIZER, tiny_config
 
 STYLES, SENTENCES_PER_STYLE = 150, 80  # of each of the two kinds of text
 STEPS, BATCH, RATE, WARM_UP = 2500, 64, 2e-3, 0.1
@@ -79,8 +79,7 @@ def pretrain(texts: list[np.ndarray], tokenizer: PreTrainedTokenizerFast, steps:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rng = draws.generator(0, "pretraining", "batches")
-    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **TINY_SHAPE}
-    model = BertForMaskedLM(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model = BertForMaskedLM(tiny_config(tokenizer, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=WARM_UP)
     losses = []

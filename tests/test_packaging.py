@@ -54,11 +54,9 @@ def test_the_flower_app_carries_no_code() -> None:
 
 
 @pytest.fixture
-def script(tmp_path: Path):
+def script(tmp_path: Path, load_script):
     """`scripts/flower_config.py ARGUMENTS` on a copy of the two files it keeps equal."""
-    specification = importlib.util.spec_from_file_location("flower_config", ROOT / "scripts" / "flower_config.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_script("flower_config")
     (tmp_path / QUICKSTART).parent.mkdir()
     for file in (Path("pyproject.toml"), QUICKSTART):
         shutil.copy(ROOT / file, tmp_path / file)

@@ -21,14 +21,11 @@ from fedfm.profiling import phase
 
 if TYPE_CHECKING:  # torch takes seconds to import, and to ask whether a body is there needs none of it
     from torch import nn
+    from transformers import BertConfig, PreTrainedTokenizerFast
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 TINY_BODY = Path(__file__).parent / "tiny_body"  # made by scripts/build_tiny_body.py
-TINY_SHAPE = {
-    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
-    "max_position_embeddings": 256,
-}  # fmt: skip
 NAMED_BODIES = {
     "tiny": "built in: BERT of 2 layers, 128 features, from a fixed seed",
     "tiny-pretrained": "built in: the same, which has read generated sentences",
@@ -130,16 +127,25 @@ def _source(name: str) -> str:
     return name
 
 
+def tiny_config(tokenizer: PreTrainedTokenizerFast, **more: float) -> BertConfig:
+    """The architecture of both built-in bodies."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, hidden_size=128, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=256, max_position_embeddings=256, **more,
+    )  # fmt: skip
+
+
 def _tiny(is_trained: bool) -> tuple[nn.Module, object]:
     import torch
     from safetensors.torch import load_file
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import BertModel, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
-    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **TINY_SHAPE}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the body is a given thing, not a draw of the run
-        model = BertModel(BertConfig(**shape, initializer_range=0.1), add_pooling_layer=False)
+        model = BertModel(tiny_config(tokenizer, initializer_range=0.1), add_pooling_layer=False)
     if is_trained:
         model.load_state_dict(load_file(TINY_BODY / "model.safetensors"), strict=True)
     return model, tokenizer

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +15,10 @@ from fedfm.domains import draws
 from fedfm.domains.generated import entities
 from fedfm.models.body import TINY_BODY, load_body
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "build_tiny_body.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("build_tiny_body", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("build_tiny_body")
 
 
 def body_of(name: str):

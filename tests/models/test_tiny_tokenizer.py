@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import string
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -14,15 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from fedfm.config import RunConfig
 from fedfm.domains.generated import generate_site
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "build_tiny_tokenizer.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("build_tiny_tokenizer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("build_tiny_tokenizer")
 
 
 @pytest.fixture(scope="module")
