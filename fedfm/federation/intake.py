@@ -151,7 +151,7 @@ class Intake:
             reasons = [self._reason_in_arrays(names[0], arrays, is_mean)]  # of a mean once, not once for each site
             reasons += [self._reason_in_numbers(name, told[name]) for name in names]
             if first := next(filter(None, reasons), ""):
-                refused |= dict.fromkeys(names, self._hint(first, domain))
+                refused |= dict.fromkeys(names, first)
                 continue
             examples = [int(told[name]["num-examples"]) for name in names]
             metrics = told[names[0]]

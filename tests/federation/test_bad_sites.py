@@ -60,6 +60,7 @@ def assert_went_on_without(done: Outcome, reason: str, rounds: int = 2) -> None:
     ((number, site, said),) = left_out(done)
     assert (number, site) == (1, BAD)
     assert reason in said
+    assert said.count("the learning rate is too high") <= 1, said  # where there is a hint, it is told once
     assert done.folder.info["status"] == "finished"
     table = done.folder.rounds
     assert table["sites_asked"].tolist() == [0, 6, 6][: rounds + 1]
