@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
 
 from fedfm.engines.running import quiet_libraries
@@ -16,6 +17,10 @@ quiet_libraries()  # before transformers, flwr or ray are imported
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+# Properties are checked on values. A deadline of 200 ms for each measures who else works on the machine.
+hypothesis.settings.register_profile("fedfm", deadline=None)
+hypothesis.settings.load_profile("fedfm")
 
 TINY_RUN = {
     "rounds": 1,

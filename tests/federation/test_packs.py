@@ -123,7 +123,7 @@ def roll_of(sizes: dict[str, int], words: dict[str, float], nodes: dict[str, int
     return roll
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.integers(0, 400), st.tuples(st.integers(1, 90), st.integers(1, 3)), min_size=1),
     st.integers(1, 9),

@@ -20,7 +20,7 @@ def sites(**counts: int) -> dict[str, str]:
 federations = st.dictionaries(st.sampled_from(["medical", "finance", "ner", "law"]), st.integers(1, 12), min_size=1)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(counts=federations, fraction=st.floats(0.01, 1), minimum=st.integers(0, 4), seed=st.integers(0, 99))
 def test_of_each_domain_the_fraction_and_at_least_the_minimum(counts, fraction, minimum, seed):
     everyone = sites(**counts)

@@ -69,7 +69,7 @@ def test_equal_updates_are_their_own_mean(name):
 
 
 @every_strategy
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.0, 1e-20, 1.0, 1e15]), rounds=st.integers(1, 4))
 def test_weights_stay_finite_and_keep_names_shapes_and_dtypes(name, seed, scale, rounds):
     draw = np.random.default_rng(seed)

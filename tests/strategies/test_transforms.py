@@ -135,7 +135,7 @@ def test_bytes_by_hand(transform, expected):
     assert num_bytes(encoded) == sum(len(value.tobytes()) for value in encoded.values()) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bits=st.sampled_from([1, 2, 4, 8]), codes=st.lists(st.integers(0, 255), max_size=37))
 def test_packing_is_exact_at_every_size(bits, codes):
     numbers = np.array(codes, np.uint8) & (2**bits - 1)
@@ -196,7 +196,7 @@ def test_the_norm_of_qsgd_is_rounded_up_so_that_no_level_is_cut(value):
 # Top-k, sign, fp16
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), share=st.sampled_from([0.001, 0.1, 0.25, 0.5, 1.0]))
 def test_top_k_keeps_the_largest_of_the_whole_update(seed, share):
     update = draw_update(seed, np.float32)

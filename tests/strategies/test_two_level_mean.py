@@ -84,7 +84,7 @@ some_updates = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=some_updates, seed=st.integers(0, 99))
 def test_the_order_in_which_sites_come_does_not_matter_after_sorting(rows, seed):
     updates = [update(f"s{i}", domain, n, shared__a=value) for i, (domain, n, value) in enumerate(rows)]
@@ -96,7 +96,7 @@ def test_the_order_in_which_sites_come_does_not_matter_after_sorting(rows, seed)
     assert largest_difference(aggregate(FedAvg(), weights, shuffled), straight) < 1e-9  # unsorted: rounding only
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=some_updates)
 def test_a_mean_lies_between_what_was_sent(rows):
     updates = [update(f"s{i}", domain, n, shared__a=value) for i, (domain, n, value) in enumerate(rows)]

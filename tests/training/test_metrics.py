@@ -63,7 +63,7 @@ def assert_equal(left: Tally, right: Tally) -> None:
         np.testing.assert_array_equal(array, stack([right])[name], err_msg=name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, classes=st.integers(2, 5), extra=st.integers(0, 40))
 def test_classes_against_scikit_learn(seed: int, classes: int, extra: int) -> None:
     probabilities, labels = draw_classes(seed, classes + extra, classes)
@@ -125,7 +125,7 @@ def test_text_metrics_need_no_scores() -> None:
     assert found == pytest.approx({"loss": 0.5, "accuracy": 2 / 3, "macro_f1": 2 / 3}, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, sentences=st.integers(1, 12))
 def test_tags_against_seqeval(seed: int, sentences: int) -> None:
     predicted, true = draw_tags(seed, sentences)
@@ -162,7 +162,7 @@ def test_thousand_sentences_in_two_seconds() -> None:
     assert time.perf_counter() - start < 2.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, cuts=st.lists(st.integers(0, 30), max_size=3), with_scores=st.booleans())
 def test_tallies_of_any_split_of_classes_add(seed: int, cuts: list[int], with_scores: bool) -> None:
     """Losses are multiples of 1/4, so that their sums are exact whatever the order."""
@@ -178,7 +178,7 @@ def test_tallies_of_any_split_of_classes_add(seed: int, cuts: list[int], with_sc
     assert metrics(task, total, names(3)) == metrics(task, whole, names(3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, cut=st.integers(0, 10))
 def test_tallies_of_any_split_of_sentences_add(seed: int, cut: int) -> None:
     predicted, true = draw_tags(seed, 10)
