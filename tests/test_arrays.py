@@ -74,7 +74,7 @@ def test_the_running_mean_by_hand():
     assert RunningMean().value() == {}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(1, 1000)), min_size=1, max_size=20))
 def test_the_running_mean_equals_numpys_average(rows):
     mean = RunningMean()

@@ -31,7 +31,7 @@ def texts(*sizes_by_class: tuple[int, ...]) -> Dataset:
 
 
 @pytest.mark.parametrize("rule", SHARES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     labels=st.lists(st.integers(0, 3), min_size=24, max_size=80),
     num_sites=st.integers(2, 6),

@@ -31,7 +31,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.dictionaries(TEXTS, VALUES, max_size=4)
-in_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+in_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 
 
 def sealed(count: int, site: str) -> list[bytes]:
