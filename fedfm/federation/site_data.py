@@ -74,13 +74,16 @@ class _FeatureCache:
         self.on_disk: dict[Path, int] = {}
         self.kept: OrderedDict[Hashable, tuple[Features, int, Path | None]] = OrderedDict()
 
-    def get(self, key: Hashable, file: Path | None, task: Task, make: Callable[[], Features]) -> Features:
-        """`file`: where they may be written to; None keeps them in memory only."""
-        from fedfm.models.feature_files import load_features, save_features
-
+    def get(
+        self, key: Hashable, find_file: Callable[[], Path | None], task: Task, make: Callable[[], Features]
+    ) -> Features:
+        """`find_file`: where they may be written to; None keeps them in memory only."""
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key][0]
+        from fedfm.models.feature_files import load_features, save_features
+
+        file = find_file()
         value = load_features(file, task) if file is not None and file.exists() else make()
         size = num_bytes_of(value)
         self.kept[key] = value, size, file
@@ -120,14 +123,17 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     """
     from fedfm.models.frozen import cache_key, freeze, frozen_below
 
+    def find_file() -> Path | None:
+        place = _cache_folder(order)
+        return place and place / f"{site}-{split}.npz"
+
     config, domain = parse_config(order.config), order.card.domain
-    place = Path(order.folder) / "cache" / domain if order.folder and Path(order.folder).is_dir() else None
-    file = place and place / f"{site}-{split}.npz"
     key = order.folder, order.config, order.card, site, split
-    features = _CACHE.get(key, file, order.card.task, lambda: _make(config, order, site, split, body.tokenizer))
+    features = _CACHE.get(key, find_file, order.card.task, lambda: _make(config, order, site, split, body.tokenizer))
     kind = frozen_below(model)
     if not kind:
         return features
+    place = _cache_folder(order)
     if not place or not config.engine.feature_cache:
         return freeze(model, features)
     max_length = config.local_for(domain).max_length
@@ -138,6 +144,12 @@ def site_features(order: Order, site: str, split: str, model: SiteModel, body: B
     if file.exists():
         _CACHE.on_disk[file] = file.stat().st_size
     return frozen
+
+
+def _cache_folder(order: Order) -> Path | None:
+    """Where a run that has a folder on this machine keeps what can be made again."""
+    is_here = order.folder and Path(order.folder).is_dir()
+    return Path(order.folder) / "cache" / order.card.domain if is_here else None
 
 
 def _make(config: RunConfig, order: Order, site: str, split: str, tokenizer) -> Features:

@@ -122,10 +122,13 @@ class Held(ArrayRecord):
             ArrayRecord.__setitem__(self, name, _to_array(value))
 
     def count_bytes(self) -> int:
-        """As that of the bytes, which are not made for it."""
+        """As that of the bytes, which are not made for it; counted once, the same record goes to many sites."""
         if self.held is None:
             return super().count_bytes()
-        return sum(len(n) + len(_npy_header(v.dtype, v.shape)[1]) + v.nbytes for n, v in self.held.items())
+        if "size" not in self.__dict__:
+            sizes = (len(n) + len(_npy_header(v.dtype, v.shape)[1]) + v.nbytes for n, v in self.held.items())
+            self.__dict__["size"] = sum(sizes)
+        return self.__dict__["size"]
 
     def deflate(self) -> bytes:
         """As an ordinary record, by whose name it is read again at the other end."""

@@ -40,7 +40,7 @@ class RowModule(nn.Module, ABC):
     def row(self, attribute: str) -> Tensor:
         """The active rows of a parameter, `[k, *shape]`; all of them without the cost of a slice and its gradient."""
         rows = self._parameters[attribute]
-        return rows if len(rows) == self.k else rows[: self.k]
+        return rows if rows.shape[0] == self.k else rows[: self.k]  # len() of a tensor is Python
 
     def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
         """Make `rows [K, *shape]`, a view of the client matrix, the parameter `attribute`."""
@@ -132,7 +132,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
         y = F.linear(x, weight, bias)
-        k = len(factors[0])
+        k = factors[0].shape[0]
         wide, total = x.reshape(k, -1, x.shape[-1]), y.view(k, -1, y.shape[-1])
         lows = []
         for a, b in zip(factors[::2], factors[1::2], strict=True):
@@ -147,7 +147,7 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, wide, *rest = ctx.saved_tensors
         factors, lows = rest[: 2 * len(rest) // 3], rest[2 * len(rest) // 3 :]
-        change = dy.reshape(len(wide), -1, dy.shape[-1])
+        change = dy.reshape(wide.shape[0], -1, dy.shape[-1])
         dx = torch.mm(change.view(-1, dy.shape[-1]), weight).view_as(wide) if ctx.needs_input_grad[0] else None
         gradients = []
         for a, b, low in zip(factors[::2], factors[1::2], lows, strict=True):

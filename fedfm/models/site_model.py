@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from fedfm.domains.card import DomainCard
 from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
+from fedfm.models.plain_layers import simplify
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
 from fedfm.profiling import phase
 
@@ -37,9 +38,7 @@ class SiteModel(nn.Module):
         self.dtype = torch.float32 if self.is_half else self.frozen_dtype  # of inputs, of what trains, of logits
         norm = _embedding_norm(body)
         self.body.embeddings = _Entrance(self.body.embeddings)
-        for layer in self.body.modules():
-            if hasattr(layer, "feed_forward_chunk"):
-                layer.feed_forward_chunk = _Signed(layer.feed_forward_chunk)
+        simplify(self.body)
         layer_types = set(getattr(body.model.config, "layer_types", None) or ["full_attention"])
         self.attends_alike = body.model.config._attn_implementation == "sdpa" and layer_types == {"full_attention"}
         if card.image_shape:
@@ -187,16 +186,6 @@ class _Entrance(nn.Module):
             "inputs_embeds"
         )  # DistilBERT's is positional
         return self.entrance(*args, **inputs) if ready is None else ready
-
-
-class _Signed:
-    """A method with its signature at hand: transformers asks for it in every layer of every step."""
-
-    def __init__(self, method: Callable):
-        self.method, self.__signature__ = method, inspect.signature(method)
-
-    def __call__(self, *args: Tensor) -> Tensor:
-        return self.method(*args)
 
 
 def _same_tensors(model: nn.Module) -> nn.Module:

@@ -1,0 +1,56 @@
+"""The layers of BERT and its kin without what transformers does around them.
+
+Of a small batch most of a layer's time is Python: wrappers of arguments, dispatch of attention, chunking, dropout that
+drops nothing. What is left here is the arithmetic, operator for operator that of transformers, in the same order, so
+that not a digit changes. The modules stay where and what they are: whatever tuning puts in their places takes part.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KIN = {  # classes of layers that are one architecture under several names
+    "BertLayer", "RobertaLayer", "ElectraLayer", "CamembertLayer", "XLMRobertaLayer", "Data2VecTextLayer",
+}  # fmt: skip
+
+
+class PlainLayer:
+    """The forward pass of one layer of `KIN`, that stands in for `layer.forward`.
+
+        a = LayerNorm(W_o attention(W_q x, W_k x, W_v x) + x)        y = LayerNorm(W_2 act(W_1 a) + a)
+
+    Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", 2019, https://arxiv.org/abs/1810.04805.
+    """
+
+    def __init__(self, layer: nn.Module):
+        self.attention, self.attended = layer.attention.self, layer.attention.output
+        self.inner, self.outer = layer.intermediate, layer.output
+
+    def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
+        """hidden `[N, S, H]`, mask as `scaled_dot_product_attention` takes it -> `[N, S, H]`."""
+        own, parts = self.attention, self.attention._modules
+        heads = (*hidden.shape[:-1], -1, own.attention_head_size)
+        query = parts["query"](hidden).view(heads).transpose(1, 2)
+        key = parts["key"](hidden).view(heads).transpose(1, 2)
+        value = parts["value"](hidden).view(heads).transpose(1, 2)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=own.scaling)
+        seen = seen.transpose(1, 2).reshape(hidden.shape)
+        seen = _add_and_normalise(self.attended, seen, hidden)
+        inner = self.inner._modules
+        return _add_and_normalise(self.outer, inner["intermediate_act_fn"](inner["dense"](seen)), seen)
+
+
+def _add_and_normalise(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    parts = output._modules
+    return parts["LayerNorm"](parts["dense"](x) + residual)
+
+
+def simplify(model: nn.Module) -> None:
+    """Give the layers of an encoder that never drops out, where they are of `KIN`, their plain forward pass."""
+    config = model.config
+    if config._attn_implementation != "sdpa" or getattr(config, "is_decoder", False):
+        return
+    for layer in model.modules():
+        if type(layer).__name__ in KIN:
+            layer.forward = PlainLayer(layer)
