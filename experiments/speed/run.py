@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 PLAN = {  # workload -> engines that run on it unless --engine says otherwise
     "W1": ["floor", "floor-tuned", "k1", "k8", "auto", "flower", "flower-cached", "pfl"],
     "W2t": ["floor", "floor-tuned", "k1", "k8", "k32", "auto", "flower", "flower-cached", "pfl"],
+    "W2u": ["floor", "k1", "k8", "k32"],
     "W2": ["floor", "k1", "k8", "auto", "ray1", "ray2", "flower", "flower-cached", "pfl"],
     "W2s": ["floor", "k1", "k8", "auto"],
     "W2xs": ["floor", "k1", "k32", "auto"],

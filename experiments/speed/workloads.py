@@ -5,6 +5,7 @@
     W2s   the same with small batches: 8 sites, 4 steps of 2 x 32 tokens
     W2xs  the same with the smallest: 32 sites, 4 steps of 1 x 16 tokens
     W2t   the launch-bound twin of W2: 6 layers of width 12 (one head), 32 sites, 4 steps of 2 x 16 tokens
+    W2u   the same twin at 1 x 4 tokens: next to nothing but launches
     W3    MiniLM with ragged texts (log-normal lengths, median 20), batches of 4, unequal sites of 1 to 16 steps
     W4-m  as W2, of which only the head (m = 0) or the top m layers train: with and without the frozen-feature cache
     W2g   W2 with 128 sites, for GPUs (gpu.sh)
@@ -75,6 +76,7 @@ WORKLOADS = {
         Workload("W2s", 8, 4, 2, 32, "minilm"),
         Workload("W2xs", 32, 4, 1, 16, "minilm"),
         Workload("W2t", 32, 4, 2, 16, "twin", rank=2),
+        Workload("W2u", 32, 4, 1, 4, "twin", rank=2),
         Workload("W2g", 128, 4, 8, 64, "minilm"),
         Workload("W5", 128, 4, 8, 128, "base"),
         Workload("W3", 8, 16, 4, 20, "minilm", ragged=True),
