@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -166,6 +168,25 @@ def test_a_report_is_readable_and_says_what_is_void(speed, tmp_path):
     )
     assert (tmp_path / "speed.csv").read_text().count("\n") == 4
     assert all((tmp_path / f"speed.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+
+
+def test_the_readme_quotes_the_table_and_counts_the_goals():
+    """Each ratio that stands in README's table is the one in speed.csv; and so many goals are met of so many."""
+    readme, results = (SPEED.parents[1] / "README.md").read_text(encoding="utf-8"), SPEED / "results"
+    with (results / "speed.csv").open(encoding="utf-8") as file:
+        measured = {(row["workload"], row["engine"]): row["ratio"] for row in csv.DictReader(file)}
+    rows = re.findall(r"^\| (W\S+): [^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", readme, re.MULTILINE)
+    quoted = 0
+    for workload, *cells in rows:
+        many = re.search(r"\((\w+)\)", cells[1])
+        for cell, engine in zip(cells, ["k1", many and many[1], "flower", "pfl"], strict=True):
+            if cell.strip():
+                assert float(cell.split("x")[0]) == float(measured[workload, engine]), (workload, engine)
+                quoted += 1
+    assert quoted > 15
+    said = [int(n) for n in re.search(r"Of (\d+) goals (\d+) are met", readme).groups()]
+    goals = re.findall(r"\| (met|MISSED) \|$", (results / "speed.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert said == [len(goals), goals.count("met")]
 
 
 @pytest.mark.slow
