@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+VECTOR = 2**18  # values up to which tensors are added as one vector
 
 
 def add_scaled(arrays: Arrays, step: Mapping[str, np.ndarray], scale: float = 1.0) -> Arrays:
@@ -58,45 +59,46 @@ def group_of(name: str) -> str:
 class RunningMean:
     """Weighted mean of each tensor over those who sent it, one contribution at a time.
 
-    A sum of products is kept, never the contributions: memory stays at two sets of tensors however many sites there
-    are. Sums are float64, so that the order of equal contributions matters only below 1e-15. Contributions of the same
-    tensors are added as one vector: a thousand sites with thirty tensors would be thirty thousand small sums.
+    A sum of products is kept, never the contributions: memory stays at one set of tensors however many sites there
+    are. Sums are float64, so that the order of equal contributions matters only below 1e-15. Small contributions are
+    added as one vector: a thousand sites with thirty tensors would be thirty thousand small sums.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[tuple[str, tuple[int, ...]], ...], _Sum] = {}  # by names and shapes
+        self._sums: dict[tuple[str, ...], tuple[np.ndarray, float]] = {}  # names, side by side -> their sum, its weight
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._product = np.empty(0)  # kept: to ask the system for fresh memory each time costs more than the sum
 
     def add(self, arrays: Mapping[str, np.ndarray], weight: float) -> None:
-        layout = tuple((name, array.shape) for name, array in arrays.items())
-        if layout not in self._sums:
-            self._sums[layout] = _Sum(sum(array.size for array in arrays.values()))
-        self._sums[layout].add([array.reshape(-1) for array in arrays.values()], weight)
+        """Raises ValueError where a tensor has another shape than before."""
+        for name, array in arrays.items():
+            if self._shapes.setdefault(name, array.shape) != array.shape:
+                raise ValueError(f"{name} has shape {array.shape}, and before had {self._shapes[name]}")
+        if sum(array.size for array in arrays.values()) <= VECTOR:
+            self._add(tuple(arrays), [array.reshape(-1) for array in arrays.values()], weight)
+            return
+        for name, array in arrays.items():
+            self._add((name,), [array.reshape(-1)], weight)
+
+    def _add(self, names: tuple[str, ...], parts: list[np.ndarray], weight: float) -> None:
+        size = sum(part.size for part in parts)
+        total, before = self._sums[names] if names in self._sums else (np.zeros(size), 0.0)
+        if size > self._product.size:
+            self._product = np.empty(size)
+        if parts:
+            product = np.concatenate(parts, out=self._product[:size])
+            product *= weight
+            total += product
+        self._sums[names] = total, before + weight
 
     def value(self) -> Arrays:
         """The means, in float64; a tensor whose weights sum to zero is left out."""
         sums: Arrays = {}
         weights: dict[str, float] = {}
-        for layout, own in self._sums.items():
-            first = 0
-            for name, shape in layout:
-                last = first + math.prod(shape)
-                part = own.total[first:last].reshape(shape)
+        for names, (total, weight) in self._sums.items():
+            ends = np.cumsum([math.prod(self._shapes[name]) for name in names])
+            for name, part in zip(names, np.split(total, ends[:-1]), strict=True) if names else ():
+                part = part.reshape(self._shapes[name])
                 sums[name] = sums[name] + part if name in sums else part
-                weights[name] = weights.get(name, 0.0) + own.weight
-                first = last
+                weights[name] = weights.get(name, 0.0) + weight
         return {name: total / weights[name] for name, total in sums.items() if weights[name] > 0}
-
-
-class _Sum:
-    """`sum_k w_k x_k` and `sum_k w_k` of vectors of `size` values."""
-
-    def __init__(self, size: int):
-        self.total, self.weight = np.zeros(size), 0.0
-        self._product = np.empty(size)  # kept: to ask the system for fresh memory each time costs more than the sum
-
-    def add(self, parts: list[np.ndarray], weight: float) -> None:
-        if parts:
-            np.concatenate(parts, out=self._product)
-            self._product *= weight
-            self.total += self._product
-        self.weight += weight

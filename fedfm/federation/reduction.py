@@ -52,6 +52,8 @@ class Reduction:
         finite = change.isfinite().all(dim=1).tolist()
         kept = {site: row for row, (site, _, _) in enumerate(sites) if finite[row]}
         if not self.is_mean:
+            for row in self._unfit(sites, change, finite):
+                kept.pop(sites[row][0], None)  # the server will say the same of it
             more = {what: rows.cpu().numpy() for what, rows in leaves.items() if what != "delta"}
             for row, vector in enumerate(change.cpu().numpy()):
                 beside = {what: self._arrays(rows[row]) for what, rows in more.items()}
@@ -60,17 +62,23 @@ class Reduction:
                 else:
                     self._changes.append(join_more(self._arrays(vector), beside))
             return kept
-        used = []
-        for row, (site, examples, loss) in enumerate(sites):
+        unfit = self._unfit(sites, change, finite)
+        for row, reason in unfit.items():
+            self.left_out[sites[row][0]] = reason
+            kept.pop(sites[row][0], None)
+        used = [row for row in range(len(sites)) if row not in unfit]
+        self._add_to_mean(change[used], [sites[row][1] for row in used])
+        return kept
+
+    def _unfit(self, sites: Sequence[tuple[str, int, float]], change: Tensor, finite: list[bool]) -> dict[int, str]:
+        """Row -> why its change must not be used."""
+        found = {}
+        for row, (_, examples, loss) in enumerate(sites):
             if self.max_norm or not finite[row] or not math.isfinite(loss):
                 arrays = self._arrays(change[row].cpu().numpy())
                 if reason := reason_to_leave_out(arrays, arrays, examples, loss, self.max_norm):
-                    self.left_out[site] = reason
-                    kept.pop(site, None)
-                    continue
-            used.append(row)
-        self._add_to_mean(change[used], [sites[row][1] for row in used])
-        return kept
+                    found[row] = reason
+        return found
 
     def _add_to_mean(self, change: Tensor, examples: list[int]) -> None:
         wide = (change.cpu() if change.device.type == "mps" else change).double()  # Apple's GPUs know no float64

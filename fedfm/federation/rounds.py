@@ -170,9 +170,12 @@ class RoundLoop:
     def _about(self, number: int) -> Round:
         """What the server half is told of a round."""
         cards = self.sites.roll.cards
-        examples = {site: cards[site].num_examples("train") for site in sorted(cards)}
+        without = self.config.sampling.without  # registered, and in no round
+        domains = {site: domain for site, domain in self.sites.roll.site_domains().items() if site not in without}
+        examples = {site: cards[site].num_examples("train") for site in sorted(domains)}
         domain_weights = {domain: settings.weight for domain, settings in self.config.domains.items()}
-        return Round(number, self.config.seed, self.sites.roll.site_domains(), examples, domain_weights)
+        holds = {domain: frozenset(names) for domain, names in self.sites.names.items()}
+        return Round(number, self.config.seed, domains, examples, domain_weights, holds)
 
     def _is_due(self, number: int) -> bool:
         """Is the round one that is validated?"""

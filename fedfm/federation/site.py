@@ -48,7 +48,8 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         sites = [work.site for work in part]
         bench.load(order, received, sites)
         kept, sent = bench.kept(order, sites), bench.sent_along(received)
-        done = train_round(bench.matrix, part, config.local_for(order.card.domain), bench.strategy, kept, sent)
+        local = config.local_for(order.card.domain)
+        done = train_round(bench.matrix, part, local, bench.strategy, kept, sent, private=bench.private_columns)
         for work, metrics in zip(part, done.metrics, strict=True):
             told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
         _attack(order, sites, done.leaves["delta"])

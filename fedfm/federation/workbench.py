@@ -47,6 +47,19 @@ class Workbench:
         self.private = [name for name, full in self.grouped.items() if full.startswith("private/")]
 
     @cached_property
+    def private_columns(self) -> Tensor | None:
+        """True for the columns of the matrix that never leave a site `[P]`; None where there are none."""
+        import torch
+
+        if not self.private:
+            return None
+        table = torch.zeros_like(self.matrix.theta[0], dtype=torch.bool)
+        for name in self.private:
+            first, count, _ = self.matrix.columns[name]
+            table[first : first + count] = True
+        return table
+
+    @cached_property
     def start(self) -> Arrays:
         """The start values: of what is private at a new site, and of what no round trains and so no message holds."""
         from fedfm.models.site_model import start_weights

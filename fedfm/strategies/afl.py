@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedfm.arrays import Arrays, RunningMean, add_scaled
-from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, two_level_mean
+from fedfm.strategies.base import Round, State, Strategy, Summary, Update, domain_means, key, mean_of_domains
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class AFL(Strategy):
         first = {name: state["first"].get(name, max(loss, 1e-10)) for name, loss in losses.items()} | state["first"]
         known = sorted(set(round.sites.values() if self.over == "domains" else round.sites) | losses.keys())
         mixture = {name: state["mixture"].get(name, 1 / len(known)) for name in known}
-        mean = two_level_mean(updates, mixture) if self.over == "domains" else _weighted(updates, mixture)
+        means = domain_means(updates)
+        mixed = mean_of_domains(means, mixture) if self.over == "domains" else _weighted(updates, mixture)
+        mean = mean_of_domains(means, {}) | mixed  # what only those of weight 0 have is theirs to train
         slopes = {name: loss / first[name] for name, loss in losses.items()}
         risen = [mixture[name] + self.ascent_rate * slopes.get(name, 0.0) for name in known]
         projected = to_simplex(np.array(risen))

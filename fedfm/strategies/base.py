@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -49,7 +49,8 @@ class Round:
     """The round that the server half works on.
 
     number: from 1. seed: the run's. sites: every registered site, asked or not -> its domain. examples: site -> its
-    training examples. domain_weights: domain -> `w_d`; 1 where it is not named.
+    training examples. domain_weights: domain -> `w_d`; 1 where it is not named. holds: domain -> names of the tensors
+    that its sites are sent; where none are named, all that are shared and its own.
     """
 
     number: int = 1
@@ -57,6 +58,11 @@ class Round:
     sites: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, int] = field(default_factory=dict)
     domain_weights: Mapping[str, float] = field(default_factory=dict)
+    holds: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def is_held(self, name: str, domain: str) -> bool:
+        """Do the sites of a domain have the tensor?"""
+        return name in self.holds[domain] if domain in self.holds else group_of(name) in ("shared", domain)
 
 
 class Summary(NamedTuple):
@@ -232,7 +238,7 @@ def registered_shares(round: Round) -> Callable[[Update, str], float]:
         sizes[domain] = sizes.get(domain, 0) + round.examples[site]
 
     def share(update: Update, name: str) -> float:
-        holders = [d for d in sizes if group_of(name) in ("shared", d)]
+        holders = [d for d in sizes if round.is_held(name, d)]
         between = sum(round.domain_weights.get(d, 1.0) for d in holders)
         return round.domain_weights.get(update.domain, 1.0) / between * update.num_examples / sizes[update.domain]
 
@@ -240,16 +246,35 @@ def registered_shares(round: Round) -> Callable[[Update, str], float]:
 
 
 def two_level_shares(updates: Iterable[Update], domain_weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Group -> site -> its share in `two_level_mean` of that group's tensors; the shares of a group sum to 1."""
-    sizes: dict[str, dict[str, int]] = {}
-    groups: dict[str, set[str]] = {}
+    """Tensor -> site -> its share in `two_level_mean` of that tensor; the shares of a tensor sum to 1."""
+    senders: dict[str, list[Update]] = {}
     for update in updates:
-        sizes.setdefault(update.domain, {})[update.site] = update.num_examples
-        groups.setdefault(update.domain, set()).update(group_of(name) for name in update.delta)
-    shares: dict[str, dict[str, float]] = {}
-    for group in sorted(set().union(*groups.values())) if groups else ():
-        among = {d: domain_weights.get(d, 1.0) for d in sizes if group in groups[d]}
-        for domain, weight in among.items():
-            total = sum(among.values()) * sum(sizes[domain].values())
-            shares.setdefault(group, {}).update({site: weight * n / total for site, n in sizes[domain].items()})
+        for name in update.delta:
+            senders.setdefault(name, []).append(update)
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    shares = {}
+    for name, own in senders.items():
+        who = tuple(update.site for update in own)
+        if who not in found:
+            found[who] = shares_of(own, domain_weights)
+        shares[name] = found[who]
     return shares
+
+
+def shares_of(updates: Sequence[Update], domain_weights: Mapping[str, float]) -> dict[str, float]:
+    """Site -> its share in the two-level mean of `updates`."""
+    sizes: dict[str, int] = {}
+    for update in updates:
+        sizes[update.domain] = sizes.get(update.domain, 0) + update.num_examples
+    between = sum(domain_weights.get(domain, 1.0) for domain in sizes)
+    return {u.site: domain_weights.get(u.domain, 1.0) / between * u.num_examples / sizes[u.domain] for u in updates}
+
+
+def mean_of_models(models: Iterable[tuple[str, Arrays]], round: Round, like: Arrays) -> Arrays:
+    """Mean of the sites' (site, model), by examples, of every tensor over those who have it; of others as in `like`."""
+    mean = RunningMean()
+    for site, model in models:
+        own = {name: value for name, value in model.items() if round.is_held(name, round.sites.get(site, ""))}
+        mean.add(own, round.examples.get(site, 1))
+    found = mean.value()
+    return {name: found.get(name, value).astype(value.dtype) for name, value in like.items()}

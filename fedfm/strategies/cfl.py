@@ -8,11 +8,12 @@ Constraints", 2019, https://arxiv.org/abs/1910.01991:
     then:          the bipartition that makes the largest cosine between updates of different parts smallest
 
 That bipartition is the last merge of single-linkage clustering by 1 - cosine, as in the paper's Algorithm 1. Cosines
-and norms are of the `shared` tensors. The paper has absolute thresholds; here they are ratios, because the scale of an
-update depends on body, tuning and learning rate: eps_1 = `rest` * max_k ||Delta_k|| of the cluster in this round, and
-eps_2 = `apart` * the largest ||Delta_k|| of the first round.
+and norms are of the `shared` tensors that all sites of a cluster have. The paper has absolute thresholds; here they are
+ratios, because the scale of an update depends on body, tuning and learning rate: eps_1 = `rest` * max_k ||Delta_k|| of
+the cluster in this round, and eps_2 = `apart` * the largest ||Delta_k|| of the first round.
 
-The global model, which a new site would get, is the clusters' mean by examples.
+The global model, which a new site would get, is the clusters' mean by examples, of every tensor over the sites that
+have it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from fedfm.arrays import Arrays, RunningMean, add_scaled
-from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, two_level_mean
+from fedfm.arrays import Arrays, add_scaled
+from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, mean_of_models, two_level_mean
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class CFL(Strategy):
         models, members = dict(state["models"]), dict(state["members"])
         by_cluster: dict[str, list[Update]] = {}
         updates = list(updates)
-        scale = state["scale"] or max((float(np.linalg.norm(_shared(update))) for update in updates), default=0.0)
+        scale = state["scale"] or max((float(np.linalg.norm(_shared(u, set(u.delta)))) for u in updates), default=0.0)
         for update in updates:
             members.setdefault(update.site, "0")
             by_cluster.setdefault(members[update.site], []).append(update)
@@ -61,18 +62,15 @@ class CFL(Strategy):
                 fresh = str(len(models))
                 models[fresh] = models[cluster]
                 members |= dict.fromkeys(part, fresh)
-        mixed = RunningMean()
-        for site, cluster in sorted(members.items()):
-            mixed.add(models[cluster], round.examples.get(site, 1))
-        found = mixed.value() or weights
-        new = {name: found[name].astype(value.dtype) for name, value in weights.items()}
+        new = mean_of_models(((site, models[cluster]) for site, cluster in sorted(members.items())), round, weights)
         return new, {"models": models, "members": members, "scale": scale}
 
     def _to_split(self, updates: Sequence[Update], scale: float) -> list[str]:
         """The sites that leave a cluster; none where it is not at rest, or its sites agree."""
         if len(updates) < 2 * self.smallest:
             return []
-        rows = np.stack([_shared(update) for update in updates])
+        common = set.intersection(*(set(update.delta) for update in updates))
+        rows = np.stack([_shared(update, common) for update in updates])
         norms = np.linalg.norm(rows, axis=1)
         if norms.max() <= self.apart * scale or np.linalg.norm(rows.mean(axis=0)) >= self.rest * norms.max():
             return []
@@ -95,6 +93,7 @@ def bipartition(rows: np.ndarray) -> np.ndarray:
     return (fcluster(merges, 2, "maxclust") != fcluster(merges, 2, "maxclust")[0]).astype(int)
 
 
-def _shared(update: Update) -> np.ndarray:
-    parts = [v.ravel().astype(np.float64) for n, v in sorted(update.delta.items()) if n.startswith("shared/")]
+def _shared(update: Update, names: set[str]) -> np.ndarray:
+    """The shared ones of the tensors `names`, as one vector."""
+    parts = [update.delta[n].ravel().astype(np.float64) for n in sorted(names) if n.startswith("shared/")]
     return np.concatenate(parts) if parts else np.zeros(1)

@@ -10,7 +10,7 @@ NeurIPS 2020, https://arxiv.org/abs/2007.07481:
                 [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho)        heavy-ball momentum rho
                 [1 - (1 - eta mu)^tau] / (eta mu)                        proximal term, or decay, of strength eta mu
 
-p_k are the shares of the two-level mean of each group of tensors. Fewer or more steps then change how much a site has
+p_k are the shares of the two-level mean of each tensor. Fewer or more steps then change how much a site has
 learned, and not what the federation minimises. AdamW weighs gradients in a way that has no such norm: its tau is used.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedfm.arrays import Arrays, add_scaled, group_of
+from fedfm.arrays import Arrays, add_scaled
 from fedfm.errors import Problem
 from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, two_level_shares
 
@@ -50,12 +50,11 @@ class FedNova(Strategy):
         updates = list(updates)
         steps = {u.site: effective_steps(max(u.metrics.get("steps", 1.0), 1.0), self.momentum) for u in updates}
         shares = two_level_shares(updates, round.domain_weights)
-        effective = {group: sum(p * steps[site] for site, p in own.items()) for group, own in shares.items()}
+        effective = {name: sum(p * steps[site] for site, p in own.items()) for name, own in shares.items()}
         new = weights
         for update in updates:
             for name, change in update.delta.items():
-                group = group_of(name)
-                scale = self.server_learning_rate * effective[group] * shares[group][update.site] / steps[update.site]
+                scale = self.server_learning_rate * effective[name] * shares[name][update.site] / steps[update.site]
                 new = add_scaled(new, {name: change}, scale)
         return new, state
 
@@ -67,6 +66,9 @@ class FedNova(Strategy):
                 seen = f"domain {domain} has local.momentum = {local.momentum:g}"
                 what = f"fednova cannot see the state of the sites' optimisers, and must be told of it: {seen}"
                 found.append(Problem(what, "strategy.momentum", f"strategy.momentum = {local.momentum:g}"))
+            if local.schedule != "constant":
+                what = f"fednova has no norm of steps whose learning rate falls: domain {domain}"
+                found.append(Problem(what, "local.schedule", 'local.schedule = "constant"'))
         return found
 
     def advice(self, config: RunConfig) -> list[str]:

@@ -38,7 +38,7 @@ class HetLoRA(LoRARule):
         factors = RunningMean()
         for update in updates:
             for name in {name for pair in pairs for name in (pair.a, pair.b)} & update.delta.keys():
-                factors.add({name: update.delta[name]}, shares[group_of(name)][update.site] * sizes[update.site])
+                factors.add({name: update.delta[name]}, shares[name][update.site] * sizes[update.site])
         new = add_scaled(weights, mean | factors.value(), self.server_learning_rate)
         products = mean_products(weights, updates, round.domain_weights)
         return new, {"told": {"aggregation_error": product_error(weights, new, products)}}

@@ -9,8 +9,8 @@ https://arxiv.org/abs/2006.04088:
 
 A site that has not taken part yet uses the first model. Models must begin apart, or all sites choose the first: all but
 the first begin with Gaussian noise of deviation `spread` added. The global model, which a new site would get, is their
-mean by the examples of the sites that chose them. It costs the bytes of c models down, and a forward pass of each over
-the training data in every round.
+mean by the examples of the sites that chose them, of every tensor over the sites that have it. It costs the bytes of c
+models down, and a forward pass of each over the training data in every round. What is private is tried with each.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedfm.arrays import Arrays, RunningMean, add_scaled
-from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, two_level_mean
+from fedfm.arrays import Arrays, add_scaled
+from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, mean_of_models, two_level_mean
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,8 @@ class IFCA(Strategy):
             mean = two_level_mean(own, round.domain_weights)
             new[cluster] = add_scaled(state[cluster], mean, self.server_learning_rate)
         new["chosen"] = state["chosen"] | {u.site: cluster for cluster, own in by_choice.items() for u in own}
-        mean_model = RunningMean()
-        for site, cluster in sorted(new["chosen"].items()):
-            mean_model.add(new[cluster], round.examples.get(site, 1))
-        mixed = mean_model.value() or weights
-        return {name: mixed[name].astype(value.dtype) for name, value in weights.items()}, new
+        own_models = ((site, new[cluster]) for site, cluster in sorted(new["chosen"].items()))
+        return mean_of_models(own_models, round, weights), new
 
     def variants(self, weights: Arrays, state: State) -> dict[str, Arrays]:
         return {cluster: state[cluster] for cluster in self.candidates if cluster in state}

@@ -2,13 +2,14 @@
 
 After Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR
 2021, https://arxiv.org/abs/2102.07623. A Transformer has no batch statistics; what remains of the idea is that scale
-and shift of its LayerNorms (and of the image adapter's norms) stay at the site:
+and shift of its LayerNorms (and of the image adapter's last norm) stay at the site:
 
     site k:   local steps on F_k(w, n_k) from (w^t, n_k),  norms n_k kept at the site
     server:   as FedAvg, of w
 
 Which norms there are follows from body.tuning: with `layernorm` and `full` those of the body, with `lora` and `head`
-only those of the image adapter train at all.
+only that of the image adapter trains at all. (The GroupNorms inside the adapter's stem have no names of their own and
+are averaged: GroupNorm has no batch statistics either.)
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 
 from fedfm.arrays import Arrays, add_scaled, group_of, norm
 from fedfm.errors import Problem
-from fedfm.strategies.base import Round, State, Strategy, Update, two_level_mean, two_level_shares
+from fedfm.strategies.base import Round, State, Strategy, Update, shares_of, two_level_mean
 
 if TYPE_CHECKING:
     from fedfm.config import RunConfig
@@ -59,10 +59,14 @@ class LoRARule(Strategy):
         return new, {"told": {"aggregation_error": product_error(weights, new, products)}}
 
     def problems(self, config: RunConfig) -> list[Problem]:
-        if config.body.tuning == "lora":
-            return []
-        what = f'{config.strategy.name} averages LoRA updates, but body.tuning = "{config.body.tuning}" trains none'
-        return [Problem(what, "body.tuning", 'body.tuning = "lora", or another strategy')]
+        name, found = config.strategy.name, []
+        if config.body.tuning != "lora":
+            what = f'{name} averages LoRA updates, but body.tuning = "{config.body.tuning}" trains none'
+            found.append(Problem(what, "body.tuning", 'body.tuning = "lora", or another strategy'))
+        if self.server_learning_rate != 1 and type(self).combine is not LoRARule.combine:
+            what = f"{name} sets products of LoRA factors to the sites' mean product, which knows no step of the server"
+            found.append(Problem(what, "strategy.server-learning-rate", "strategy.server-learning-rate = 1, or fedit"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,18 @@ def mean_products(
     weights: Arrays, updates: Sequence[Update], domain_weights: Mapping[str, float]
 ) -> dict[Pair, np.ndarray]:
     """The two-level mean of the sites' own B A, float64, of every pair of which anything was sent."""
-    shares = two_level_shares(updates, domain_weights)
     products: dict[Pair, np.ndarray] = {}
     for pair in pairs_of(weights):
         group = group_of(pair.b)
-        for update in updates:
-            if not (pair.a in update.delta or pair.b in update.delta) or group not in ("shared", update.domain):
-                continue
+        senders = [
+            update
+            for update in updates
+            if (pair.a in update.delta or pair.b in update.delta) and group in ("shared", update.domain)
+        ]
+        shares = shares_of(senders, domain_weights)
+        for update in senders:
             b, a = (trained(weights, update, name) for name in (pair.b, pair.a))
-            product = shares[group if group in shares else update.domain][update.site] * (b @ a)
-            products[pair] = products.get(pair, 0) + product
+            products[pair] = products.get(pair, 0) + shares[update.site] * (b @ a)
     return products
 
 

@@ -21,7 +21,7 @@ from fedfm.strategies.base import Round, State, Strategy, Summary, Update, key, 
 
 @dataclass(frozen=True)
 class NormBound(Strategy):
-    """FedAvg of updates cut to a norm. `bound`: M; 0 takes the median of the round's norms."""
+    """FedAvg of updates cut to a norm. `bound`: M; 0 takes the median of those norms of the round that are not zero."""
 
     summary: ClassVar[Summary] = Summary("robust", "Sun 2019, arXiv:1911.07963", "all sites", "none", "1x")
     each: ClassVar[bool] = True
@@ -30,7 +30,8 @@ class NormBound(Strategy):
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
         updates = list(updates)
         norms = [norm(update.delta) for update in updates]
-        bound = self.bound or float(np.median(norms)) if updates else 0.0
+        moved = [size for size in norms if size > 0]  # sites that have not moved say nothing of what is usual
+        bound = self.bound or (float(np.median(moved)) if moved else 0.0)
         cut = [_scaled(u, bound / size) if size > bound else u for u, size in zip(updates, norms, strict=True)]
         return add_scaled(weights, two_level_mean(cut, round.domain_weights), self.server_learning_rate), state
 

@@ -36,17 +36,16 @@ class QFedAvg(Strategy):
     lipschitz: float = key(1.0, low=1e-9)
 
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
-        sums: dict[str, Arrays] = {}
-        totals: dict[str, float] = {}
+        sums: Arrays = {}
+        totals: dict[str, float] = {}  # of h, by tensor: not every domain has every tensor
         for update in updates:
             loss = max(float(update.metrics["start-loss"]), 1e-10)
-            for group in {group_of(name) for name in update.delta}:
-                own = {
-                    n: self.lipschitz * v.astype(np.float64) for n, v in update.delta.items() if group_of(n) == group
-                }
+            wide = {name: self.lipschitz * value.astype(np.float64) for name, value in update.delta.items()}
+            for group in {group_of(name) for name in wide}:
+                own = {name: value for name, value in wide.items() if group_of(name) == group}
                 h = self.q * loss ** (self.q - 1) * norm(own) ** 2 + self.lipschitz * loss**self.q
-                totals[group] = totals.get(group, 0.0) + h
-                before = sums.get(group) or {name: np.zeros(value.shape) for name, value in own.items()}
-                sums[group] = add_scaled(before, own, loss**self.q)
-        step = {name: value / totals[group] for group, own in sums.items() for name, value in own.items()}
+                for name, value in own.items():
+                    totals[name] = totals.get(name, 0.0) + h
+                    sums[name] = sums.get(name, 0.0) + loss**self.q * value
+        step = {name: value / totals[name] for name, value in sums.items()}
         return add_scaled(weights, step, self.server_learning_rate), state

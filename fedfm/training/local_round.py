@@ -13,6 +13,7 @@ from fedfm.config import LocalConfig
 from fedfm.profiling import phase
 from fedfm.strategies.base import ALL, Pass, SiteRows, Strategy
 from fedfm.training.contrast import Contrast
+from fedfm.training.descent import Correct
 from fedfm.training.evaluation import predict
 from fedfm.training.fit import SiteWork, fit
 from fedfm.training.matrix import ClientMatrix
@@ -40,22 +41,25 @@ def train_round(
     kept: Mapping[str, Tensor] | None = None,
     sent: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
+    private: Tensor | None = None,
 ) -> RoundOfSites:
     """Train the sites of `works`, whose received weights lie in the first rows of `matrix`.
 
     kept: the strategy's `keeps`, each `[k, P]`. sent: its `sends`, each `[P]` or `[k, P]`. mask: True for the columns
-    that a site's model has at all, `[k, P]` (sites of a smaller rank); None where all have all.
+    that a site's model has at all, `[k, P]` (sites of a smaller rank); None where all have all. private: True for the
+    columns that never leave a site `[P]`; None where there are none. The server sends nothing for them, so that a
+    strategy's correction does not concern them: they follow their own gradient.
     """
     k = len(works)
     theta = matrix.theta[:k]
     rows = SiteRows(theta.clone(), dict(kept or {}), {n: v.expand_as(theta) for n, v in (sent or {}).items()})
     metrics: list[dict[str, float]] = [{} for _ in works]
     if strategy.candidates:
-        _choose(matrix, works, strategy, rows, metrics)
+        _choose(matrix, works, strategy, rows, metrics, private)
     if strategy.starts_with_loss:
         for told, loss in zip(metrics, start_losses(matrix, works), strict=True):
             told["start-loss"] = loss
-    _run_passes(matrix, works, local, strategy, rows, mask, metrics)
+    _run_passes(matrix, works, local, strategy, rows, mask, metrics, private)
     with phase("optimizer"), torch.no_grad():
         leaves = strategy.finish(theta, rows)
     return RoundOfSites(leaves, {n: v for n, v in rows.kept.items() if not n.startswith("_")}, metrics)
@@ -63,7 +67,7 @@ def train_round(
 
 def _run_passes(
     matrix: ClientMatrix, works: Sequence[SiteWork], local: LocalConfig, strategy: Strategy, rows: SiteRows,
-    mask: Tensor | None, metrics: list[dict[str, float]],
+    mask: Tensor | None, metrics: list[dict[str, float]], private: Tensor | None,
 ) -> None:  # fmt: skip
     """Every pass in turn; "loss" and "steps" are those of the passes that train what is shared."""
     theta, plain = matrix.theta[: len(works)], type(strategy).correct is Strategy.correct
@@ -75,7 +79,7 @@ def _run_passes(
         rows.which = which
         settings = local.model_copy(update={"epochs": which.epochs}) if which.epochs else local
         trains = _both(columns_of(matrix, which), mask)
-        correct = None if plain else strategy.correct
+        correct = None if plain else _of_shared(strategy.correct, private)
         with contrast or nullcontext():
             losses = fit(matrix, works, settings, correct, rows, trains, contrast, f"/{number}" if number else "")
         if shared is not None:
@@ -102,6 +106,17 @@ def columns_of(matrix: ClientMatrix, which: Pass) -> Tensor | None:
     return mask
 
 
+def _of_shared(correct: Correct, private: Tensor | None) -> Correct:
+    """The correction, of what is not private."""
+    if private is None:
+        return correct
+
+    def corrected(theta: Tensor, grad: Tensor, received: Tensor, rows: SiteRows) -> Tensor:
+        return torch.where(private, grad, correct(theta, grad, received, rows))
+
+    return corrected
+
+
 def _both(columns: Tensor | None, mask: Tensor | None) -> Tensor | None:
     if columns is None or mask is None:
         return mask if columns is None else columns
@@ -122,15 +137,19 @@ def start_losses(matrix: ClientMatrix, works: Sequence[SiteWork]) -> list[float]
 
 
 def _choose(
-    matrix: ClientMatrix, works: Sequence[SiteWork], strategy: Strategy, rows: SiteRows, metrics: list[dict[str, float]]
-) -> None:
+    matrix: ClientMatrix, works: Sequence[SiteWork], strategy: Strategy, rows: SiteRows,
+    metrics: list[dict[str, float]], private: Tensor | None,
+) -> None:  # fmt: skip
     """Every site begins from that of the candidate models which fits its training data best; "choice": its number."""
     theta, tried = matrix.theta[: len(works)], []
-    for name in strategy.candidates:
-        theta.copy_(rows.sent[name])
+    own, candidates = theta.clone(), [rows.sent[name] for name in strategy.candidates]
+    if private is not None:
+        candidates = [torch.where(private, own, candidate) for candidate in candidates]
+    for candidate in candidates:
+        theta.copy_(candidate)
         tried.append(start_losses(matrix, works))
     best = torch.tensor(tried).argmin(dim=0).tolist()
     for row, choice in enumerate(best):
-        theta[row] = rows.sent[strategy.candidates[choice]][row]
+        theta[row] = candidates[choice][row]
         metrics[row]["choice"] = float(choice)
     rows.received = theta.clone()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategy_helpers import aggregate, largest_difference
 
 from fedfm.strategies import Update
-from fedfm.strategies.base import two_level_mean
+from fedfm.strategies.base import two_level_mean, two_level_shares
 from fedfm.strategies.fedavg import FedAvg
 
 
@@ -103,3 +103,13 @@ def test_a_mean_lies_between_what_was_sent(rows):
     mean = two_level_mean(updates, {"finance": 0.5, "medical": 7.0})["shared/a"].item()
     values = [value for *_, value in rows]
     assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
+
+
+def test_shares_are_those_of_each_tensor_and_sum_to_one():
+    """a: both domains; b: of domain t alone, though its group is shared by all."""
+    updates = [
+        Update("i", "img", 3, {"shared/a": np.ones(1)}),
+        Update("t", "txt", 1, {"shared/a": np.ones(1), "shared/b": np.ones(1)}),
+    ]
+    found = two_level_shares(updates, {})
+    assert found == {"shared/a": {"i": 0.5, "t": 0.5}, "shared/b": {"t": 1.0}}

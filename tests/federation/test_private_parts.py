@@ -1,0 +1,55 @@
+"""What is private follows its own gradient: what a strategy sends down does not concern it, and a refused round leaves
+nothing behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federation_helpers import IMAGES, TEXTS, tiny, train_federation
+from safetensors.numpy import load
+
+from fedfm.errors import TooFewSitesError
+from fedfm.results.run_folder import RunFolder
+
+ALONE = {**TEXTS, "max-examples": 12, "sites": 1}
+PLAIN = ("rounds=4", "engine.dtype=float64", "local.optimizer=sgd", "body.tuning=head", 'sharing."head.*"=private')
+
+
+def last_head(outcome) -> np.ndarray:
+    return load(list(outcome.private().values())[-1])["head.weight"]
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fedprox"])
+def test_of_one_site_with_a_private_head_every_correction_is_fedavg(strategy, tmp_path):
+    """SCAFFOLD's control variate of the head has no counterpart at the server: it would cancel the head's gradient."""
+    expected = last_head(train_federation(tiny(tmp_path / "fedavg", *PLAIN, news=ALONE)))
+    found = last_head(train_federation(tiny(tmp_path / strategy, *PLAIN, f"strategy.name={strategy}", news=ALONE)))
+    assert np.abs(found - expected).max() < 1e-12
+
+
+def test_ifca_tries_its_models_with_each_sites_own_head(tmp_path):
+    trained = train_federation(tiny(tmp_path, *PLAIN, "strategy.name=ifca", news=ALONE))
+    expected = last_head(train_federation(tiny(tmp_path / "fedavg", *PLAIN, news=ALONE)))
+    assert np.abs(last_head(trained) - expected).max() < 1e-12  # the heads of both candidates are the site's own
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_refused_update_leaves_no_trace_at_its_site(at_once, tmp_path):
+    config = tiny(
+        tmp_path, "strategy.name=fedper", "screening.max-norm=1e-9", f"engine.sites-at-once={at_once}",
+        news={**TEXTS, "sites": 2},
+    )  # fmt: skip
+    folder = RunFolder.create(config)
+    with pytest.raises(TooFewSitesError):
+        train_federation(config, folder=folder)
+    assert not list((folder.path / "checkpoint").rglob("sites/**/*.safetensors"))
+
+
+@pytest.mark.parametrize("strategy", ["q-fedavg", "cfl", "fednova", "scaffold", "feddyn", "afl", "ifca"])
+def test_a_shared_tensor_that_one_domain_alone_has_is_trained(strategy, tmp_path):
+    """With tuning `full` the text embedding is shared, and images do not pass it."""
+    more = ["body.tuning=full", "strategy.momentum=0"] if strategy == "fednova" else ["body.tuning=full"]
+    config = tiny(tmp_path, f"strategy.name={strategy}", *more, medical={**IMAGES, "sites": 1}, news=ALONE)
+    weights = train_federation(config).weights
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert any("embeddings" in name for name in weights)
