@@ -41,7 +41,7 @@ def _label_list(raw: RawSource, task: Task) -> tuple[str, ...]:
     if task == "token-classification":
         return ("O", *(f"{prefix}-{name}" for name in sorted(names) for prefix in "BI"))
     if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "1" and "01" are two
     return tuple(sorted(names))
 
 

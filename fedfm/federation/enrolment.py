@@ -87,14 +87,17 @@ def refusal_in_words(refusal: Refusal) -> str:
 
 
 def _check_watched(config: RunConfig, roll: Roll) -> None:
-    """Early stopping cannot watch a domain of which no site has validation examples. Raises ConfigError."""
+    """Early stopping cannot watch domains of which no site has validation examples. Raises ConfigError."""
     metric = config.early_stopping.metric
-    if not config.early_stopping.patience or metric not in roll.domains:
+    if not config.early_stopping.patience:
         return
-    counts = [card.label_counts["validation"] for card in roll.cards.values() if card.domain == metric]
-    if not any(sum(count.values()) for count in counts):
+    watched = [metric] if metric in roll.domains else list(roll.domains)
+    cards = [card for card in roll.cards.values() if card.domain in watched]
+    if not any(card.num_examples("validation") for card in cards):
+        whose = f"domain {metric} has" if metric in roll.domains else "the domains have"
+        what = f"{whose} no validation examples"
         mend = "watch another metric, or give the domain validation examples"
-        raise ConfigError(f"domain {metric} has no validation examples", where="early-stopping.metric", mend=mend)
+        raise ConfigError(what, where="early-stopping.metric", mend=mend)
 
 
 def refuse_changed_data(roll: Roll, before: Mapping[str, Mapping[str, Any]]) -> None:

@@ -223,7 +223,8 @@ class RoundLoop:
 
     def _finish(self, now: Checkpoint, status: str) -> Scores:
         """Test once, save the model, close the run folder. With early stopping the best round's weights are final."""
-        stopping, progress = self.config.early_stopping.patience > 0, now.progress
+        progress = now.progress
+        stopping = self.config.early_stopping.patience > 0 and progress.best_score > -math.inf  # something was scored
         weights = now.best if stopping else now.weights
         number = progress.best_round if stopping else progress.round
         model = self.folder.path / "model"
@@ -262,5 +263,5 @@ class RoundLoop:
         return now, scores["test"]
 
     def _patience_is_over(self, progress: Progress) -> bool:
-        patience = self.config.early_stopping.patience
-        return patience > 0 and progress.round - progress.best_round >= patience
+        patience = self.config.early_stopping.patience  # runs out where a score could have come and was no better
+        return 0 < patience <= progress.round - progress.best_round and self._is_due(progress.round)

@@ -97,7 +97,7 @@ def featurize(examples: Examples, tokenizer, max_length: int) -> Features:
     if examples.task == "image-classification":
         return Features(examples.task, examples.inputs.transpose(0, 3, 1, 2), np.asarray(examples.labels))
     if not len(examples):
-        return Features(examples.task, Ragged.of([]), np.zeros(0, np.int64))
+        return _none(examples.task)
     split = examples.task == "token-classification"
     texts = [list(words) for words in examples.inputs] if split else list(examples.inputs)
     encoded = tokenizer(texts, truncation=True, max_length=max_length, is_split_into_words=split)
@@ -109,6 +109,14 @@ def featurize(examples: Examples, tokenizer, max_length: int) -> Features:
     pairs = [_align(encoded.word_ids(i), tags) for i, tags in enumerate(examples.labels)]
     labels, starts = (Ragged.of(part) for part in zip(*pairs, strict=True))
     return Features(examples.task, ids, labels, Ragged.of(examples.labels), starts, too_long, pad_id)
+
+
+def _none(task: Task) -> Features:
+    """Of a text split without examples."""
+    empty = Ragged.of([])
+    if task == "token-classification":
+        return Features(task, empty, empty, empty, empty)
+    return Features(task, empty, np.zeros(0, np.int64))
 
 
 def _truncated(encoded, tokenizer, texts: list, split: bool, max_length: int) -> float:

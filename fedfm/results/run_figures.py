@@ -48,7 +48,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
             items = load_items(folder.path, model, domain)
             if "probabilities" in items:
                 drawn.append(_confusion(domain, items, labels))
-                calibrations.append(calibration(items).assign(domain=domain))
+                calibrations += [calibration(items).assign(domain=domain)] if len(items["labels"]) else []
             elif "spans" in items:
                 drawn.append(_entities(domain, items, labels))
         if calibrations:

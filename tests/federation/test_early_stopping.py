@@ -88,3 +88,19 @@ def test_a_missing_score_is_no_best_score(tmp_path):
     assert info["final_round"] == info["best_round"]
     mean = done.folder.metrics.query("scope == 'federation' and split == 'validation' and metric == 'mean'")
     assert np.isnan(mean["value"].iloc[0])
+
+
+def test_patience_runs_out_only_where_a_score_could_have_come(tmp_path):
+    """Rounds 1 and 2 are not validated: that nothing is better than round 0 is not known before round 3."""
+    done = train_federation(tiny(tmp_path, "rounds=6", "evaluation.every=3", "early-stopping.patience=1"))
+    assert done.folder.info["rounds"] in (3, 6)
+
+
+def test_where_nothing_was_scored_the_last_weights_are_the_result(tmp_path):
+    def blind(message: Message, context) -> Message:
+        if message.metadata.message_type == "evaluate" and read_order(message)[0].split == "validation":
+            raise OSError("no validation data")
+        return app(message, context)
+
+    done = train_federation(tiny(tmp_path, "rounds=2", "early-stopping.patience=5"), blind)
+    assert done.folder.info["final_round"] == done.folder.info["rounds"] == 2

@@ -115,3 +115,11 @@ def test_images_are_laid_out_channels_first_and_scaled_to_one():
     assert batch.inputs["images"].shape == (2, 3, 4, 5)
     assert batch.inputs["images"][0, 2, 3, 4] == pixels[1, 3, 4, 2] / 255
     assert batch.labels.tolist() == [0, 1]
+
+
+def test_a_split_without_texts_has_every_part_that_scoring_reads():
+    """One site without test sentences must not cost the sites that are scored beside it their scores."""
+    tokenizer = load_body(make_config()).tokenizer
+    features = featurize(Examples("token-classification", (), ()), tokenizer, 16)
+    assert len(features) == 0
+    assert len(features.word_labels) == len(features.word_starts) == len(features.labels) == 0
