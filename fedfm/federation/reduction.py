@@ -50,10 +50,9 @@ class Reduction:
         """
         change = leaves["delta"]
         finite = change.isfinite().all(dim=1).tolist()
-        kept = {site: row for row, (site, _, _) in enumerate(sites) if finite[row]}
-        if not self.is_mean:
-            for row in self._unfit(sites, change, finite):
-                kept.pop(sites[row][0], None)  # the server will say the same of it
+        unfit = self._unfit(sites, change, finite)
+        kept = {site: row for row, (site, _, _) in enumerate(sites) if row not in unfit}
+        if not self.is_mean:  # the server will say the same of those that are unfit
             more = {what: rows.cpu().numpy() for what, rows in leaves.items() if what != "delta"}
             for row, vector in enumerate(change.cpu().numpy()):
                 beside = {what: self._arrays(rows[row]) for what, rows in more.items()}
@@ -62,11 +61,8 @@ class Reduction:
                 else:
                     self._changes.append(join_more(self._arrays(vector), beside))
             return kept
-        unfit = self._unfit(sites, change, finite)
-        for row, reason in unfit.items():
-            self.left_out[sites[row][0]] = reason
-            kept.pop(sites[row][0], None)
-        used = [row for row in range(len(sites)) if row not in unfit]
+        self.left_out |= {sites[row][0]: reason for row, reason in unfit.items()}
+        used = list(kept.values())
         self._add_to_mean(change[used], [sites[row][1] for row in used])
         return kept
 

@@ -142,9 +142,9 @@ def _choose(
 ) -> None:  # fmt: skip
     """Every site begins from that of the candidate models which fits its training data best; "choice": its number."""
     theta, tried = matrix.theta[: len(works)], []
-    own, candidates = theta.clone(), [rows.sent[name] for name in strategy.candidates]
-    if private is not None:
-        candidates = [torch.where(private, own, candidate) for candidate in candidates]
+    candidates = [rows.sent[name] for name in strategy.candidates]
+    if private is not None:  # the server sent nothing for it
+        candidates = [torch.where(private, rows.received, candidate) for candidate in candidates]
     for candidate in candidates:
         theta.copy_(candidate)
         tried.append(start_losses(matrix, works))
