@@ -8,23 +8,30 @@ from pathlib import Path
 
 import numpy as np
 
+from fedfm.config import DomainConfig
 from fedfm.domains.formats.images import decode
+from fedfm.domains.formats.tables import half_character
+from fedfm.domains.formats.unlabelled import read_unlabelled
 from fedfm.errors import DataError, Problem, UserError
 from fedfm.training.trained import TrainedModel, load_model, read_cards
+
+FILE_NAME = re.compile(
+    r"\S+\.(txt|csv|tsv|json|jsonl|ndjson|parquet|conll|bio|iob|md|html|pdf|docx|xlsx|png|jpg|jpeg)|\S*/\S*", re.IGNORECASE
+)
 
 
 def predict_lines(run: Path, inputs: Sequence[str], domain: str = "", site: str = "") -> Iterator[str]:
     """One line an input. Images: `label<TAB>probability<TAB>file`; texts the same; sentences: `word/TAG word/TAG ...`.
 
-    An input is an image file, a text, or a file of texts, one a line (empty lines are passed over). `domain` may be
-    left out where the run has one, `site` where no part of the model is private. Raises UserError.
+    An input is an image file, a text, or a file of texts as `read_unlabelled` takes it. `domain` may be left out where
+    the run has one, `site` where no part of the model is private. Raises UserError.
     """
     model = load_model(run, domain or _only_domain(run), site)
     if model.card.task == "image-classification":
         images = read_images(inputs, model)
         yield from _labelled(model, images, inputs)
         return
-    texts = read_texts(inputs)
+    texts = read_texts(inputs, model.config.domains[model.card.domain])
     if model.card.task == "text-classification":
         yield from _labelled(model, texts, texts)
         return
@@ -47,12 +54,12 @@ def _labelled(model: TrainedModel, inputs: Sequence, names: Sequence[str]) -> It
         yield f"{model.card.labels[best]}\t{row[best]:.3f}\t{name}"
 
 
-def read_texts(inputs: Sequence[str]) -> list[str]:
+def read_texts(inputs: Sequence[str], settings: DomainConfig) -> list[str]:
     """All texts with single spaces; raises DataError for every input that is no text and no file that can be read."""
     texts, problems = [], []
     for given in inputs:
         try:
-            texts += _texts(given)
+            texts += _texts(given, settings)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -60,21 +67,24 @@ def read_texts(inputs: Sequence[str]) -> list[str]:
     return texts
 
 
-def _texts(given: str) -> list[str]:
-    """The lines of a file, or the text itself."""
+def _texts(given: str, settings: DomainConfig) -> list[str]:
+    """What a file holds, or the text itself."""
+    path = Path(given)
     try:
-        is_file = Path(given).is_file()
-    except OSError:  # longer than a file name can be
-        is_file = False
-    if not is_file and re.fullmatch(r"\S+\.(txt|csv|tsv|json|jsonl|conll)|\S*/\S*", given):
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # longer than a file name can be, or with a zero byte
+        is_file = is_folder = False
+    if half_character(given):
+        raise DataError("not UTF-8 text", where=ascii(given), mend="use a terminal that is set to UTF-8")
+    if given and is_folder:
+        raise DataError("this is a folder", where=given, mend="give its files; a text that is one word: 'word '")
+    if not is_file and FILE_NAME.fullmatch(given):
         raise DataError("there is no such file", where=given, mend="a text of one word needs a space: 'word '")
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines() if is_file else [given]
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text (byte {error.start})", where=given) from None
-    texts = [" ".join(line.split()) for line in lines]
-    texts = [text for text in texts if text]
-    if not texts:
+        texts = read_unlabelled(path, settings) if is_file else [" ".join(given.split())]
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=given) from None
+    if not any(texts):
         raise DataError("it holds no text", where=given or '""', mend="give a text, or a file with a text in each line")
     return texts
 

@@ -100,7 +100,7 @@ class DomainConfig(Section):
     max_examples: int = Field(0, ge=0, description="training examples to keep, a seeded draw; 0: all")
     text_column: str = "text"
     label_column: str = "label"
-    image_size: int = Field(0, ge=0, description="resize images to this many pixels a side; 0: as they are")
+    image_size: int = Field(0, ge=0, le=4096, description="resize images to this many pixels a side; 0: as they are")
     lora_rank: int = Field(0, ge=0, description="rank of its sites' LoRA, at most body.lora-rank; 0: body.lora-rank")
     minimum_sites: int = Field(0, ge=0, description="sites that a run and a round need of it; 0: all to begin")
     strict_tags: bool = Field(False, description="refuse an I- tag that does not continue an entity")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import numpy as np
 from fedfm.domains.checks import refuse
 from fedfm.errors import DataError, Problem, did_you_mean
 
-SPLIT_NAMES = {
-    "train": ("train",),
+SPLIT_NAMES = {  # the words that `datasets` takes for them
+    "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test",),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 
 
@@ -126,15 +126,31 @@ def split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
     Raises DataError when a split has two files.
     """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = split_of(path.stem)
-        if split is None or path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        if split in found:
-            what = f'"{found[split].name}" and "{path.name}" both look like the {split} split'
-            raise DataError(what, where=str(folder), mend="leave one of them in the folder")
-        found[split] = path
+    files = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.is_file())
+    return by_split(files, folder)
+
+
+def by_split(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Split name -> path, train first, of the paths in `folder` that are named as a split. Raises DataError."""
+    names = {path.name: path for path in paths}
+    stems = {name: name if path.is_dir() else path.stem for name, path in names.items()}
+    return {split: names[name] for split, name in splits_among(stems, str(folder)).items()}
+
+
+def splits_among(names: Mapping[str, str] | Iterable[str], where: str) -> dict[str, str]:
+    """Split -> the name that is one's, train first; a mapping gives each name the word to look at.
+
+    Raises DataError when a split has two.
+    """
+    words = names if isinstance(names, Mapping) else {name: name for name in names}
+    found: dict[str, str] = {}
+    for name, word in words.items():
+        split = split_of(word)
+        if split is not None and split in found:
+            what = f'"{found[split]}" and "{name}" both look like the {split} split'
+            raise DataError(what, where=where, mend="leave one of them there")
+        if split is not None:
+            found[split] = name
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 

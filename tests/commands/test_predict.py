@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from command_helpers import DOMAINS, make_run
 from PIL import Image
@@ -129,9 +130,52 @@ def test_refusals_of_inputs(tiny_run, tmp_path):
     inputs = [str(tmp_path / "bytes.txt"), str(tmp_path / "empty.txt"), "nowhere.txt", "some/where", " "]
     error = refusal(tiny_run, inputs, "finance")
     assert [problem.what for problem in error.problems] == [
-        "not UTF-8 text (byte 3)", "it holds no text", "there is no such file", "there is no such file",
+        "not UTF-8 text (byte 3 of the file)", "it holds no text", "there is no such file", "there is no such file",
         "it holds no text",
     ]  # fmt: skip
+
+
+def test_files_of_a_domains_own_formats_give_their_texts(tiny_run, tmp_path):
+    """No header, no label and no byte-order mark is taken for a text; labels need not be there; a row without text
+    stays a row."""
+    (tmp_path / "a.csv").write_text('\ufefflabel,text\ngood,"Profit rose,\n a lot"\n,\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "Sales fell."}\n', encoding="utf-8")
+    pd.DataFrame({"text": ["Shares were flat."]}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_text("\ufeffOrders doubled.\n", encoding="utf-8")
+    files = [str(tmp_path / name) for name in ("a.csv", "b.jsonl", "c.parquet", "d.txt")]
+    texts = [line.split("\t")[2] for line in predict_lines(tiny_run, files, "finance")]
+    assert texts == ["Profit rose, a lot", "", "Sales fell.", "Shares were flat.", "Orders doubled."]
+    plain = [*predict_lines(tiny_run, [text for text in texts if text], "finance")]
+    assert plain == [line for line in predict_lines(tiny_run, files, "finance") if not line.endswith("\t")]
+
+
+@pytest.mark.parametrize("name", ["x.conll", "x.bio", "x.txt"])
+def test_columns_of_tokens_and_tags_give_their_tokens(tiny_run, tmp_path, name):
+    (tmp_path / name).write_text("-DOCSTART- O\n\nAnna B-PER\nLee I-PER\n\nleft\tO\n", encoding="utf-8")
+    lines = [*predict_lines(tiny_run, [str(tmp_path / name)], "ner")]
+    assert [[word.rpartition("/")[0] for word in line.split()] for line in lines] == [["Anna", "Lee"], ["left"]]
+
+
+def test_tokens_without_tags_and_lines_of_words(tiny_run, tmp_path):
+    (tmp_path / "x.conll").write_text("Anna\nLee\n\nleft\n", encoding="utf-8")
+    (tmp_path / "x.txt").write_text("Anna Lee\nleft\n", encoding="utf-8")
+    first, second = ([*predict_lines(tiny_run, [str(tmp_path / n)], "ner")] for n in ("x.conll", "x.txt"))
+    assert first == second and len(first) == 2
+
+
+def test_files_of_other_formats_and_what_is_no_text_are_refused(tiny_run, tmp_path):
+    (tmp_path / "x.conll").write_text("Anna B-PER\n", encoding="utf-8")
+    (tmp_path / "x.csv").write_text("txet,label\na,b\n", encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text('{"text": "ok"}\n{"text": 3}\n{"text": "\\ud83d"}\n', encoding="utf-8")
+    given = [*(str(tmp_path / name) for name in ("x.conll", "x.csv", "x.jsonl")), str(tmp_path), "gone.BIO", "\udce9a"]
+    error = refusal(tiny_run, given, "finance")
+    assert [problem.what for problem in error.problems] == [
+        "a .conll file is not read for text-classification",
+        'no column "text". did you mean "txet"? Columns here: txet, label',
+        "the text is 3, not a text", r"half a character, \ud83d, which no text can hold",
+        "this is a folder", "there is no such file", "not UTF-8 text",
+    ]  # fmt: skip
+    assert "a .csv file is not read for token-classification" in str(refusal(tiny_run, [given[1]], "ner"))
 
 
 def test_refusals_of_runs_and_domains(tiny_run, tmp_path):

@@ -72,6 +72,7 @@ def test_npz_without_validation(tmp_path):
     ("changes", "messages"),
     [
         ({"train_images": np.zeros((8, 5, 4), np.float32)}, ["PATH, train_images: float32 values", "0..255"]),
+        ({"train_images": np.zeros((8, 0, 4), np.uint8)}, ["PATH, train_images: shape (8, 0, 4): images of no pixels"]),
         ({"train_images": np.uint8(0)}, ["PATH, train_images: shape ()"]),
         ({"test_images": np.zeros((4, 5, 4, 4), np.uint8)}, ["PATH, test_images: shape (4, 5, 4, 4)", "N x H x W x 3"]),
         ({"train_labels": np.zeros((8, 14), np.uint8)}, ["PATH, train_labels: shape (8, 14)", "one class"]),
@@ -137,6 +138,28 @@ def test_folder_with_splits(tmp_path):
     assert data.labels == ("cat", "dog") and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.train.inputs.shape == (6, 4, 4, 1) and data.train.inputs[2, 0, 0, 0] == 2
     assert [len(split) for split in data.splits().values()] == [6, 2, 2] and data.warnings == ()
+
+
+def test_folders_named_training_and_testing_are_splits_and_others_are_told_of(tmp_path):
+    for split, shade in (("Training", 0), ("Testing", 9)):
+        for label in ("glioma", "none"):
+            for number in range(4):
+                png(tmp_path / split / label / f"{number}.png", np.full((6, 6), shade + number))
+    png(tmp_path / "extra" / "glioma" / "0.png", np.zeros((6, 6)))
+    data = read_source(tmp_path, IMAGES, 0)
+    assert data.labels == ("glioma", "none")
+    assert len(data.train) + len(data.validation) == 8 and sorted(set(data.test.inputs.ravel())) == [9, 10, 11, 12]
+    assert data.warnings[0] == "beside train, test these folders are no splits, and not read: extra"
+    (tmp_path / "test").mkdir()
+    assert '"Testing" and "test" both look like the test split' in refusal(tmp_path)
+
+
+def test_images_that_the_memory_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 1000}))
+    many = RESIZED.model_copy(update={"image_size": 12})
+    text = refusal(npz(tmp_path), many)
+    assert "8 images of 12 x 12 x 1 bytes are 0 GB, more than the memory" in text and "image-size" in text
+    assert len(read_source(npz(tmp_path), RESIZED, 0).train) == 8  # 288 bytes
 
 
 def test_folder_of_labels_in_mixed_colours_and_sizes(tmp_path):

@@ -130,6 +130,18 @@ def test_an_empty_split_is_told(tmp_path):
             '{"text": 3, "label": "x"}\n{"text": "a", "label": null}\n{"text": "a", "label": 0.5}\n',
             ["line 1: the text is 3, not a text", "line 2: null is no label", "line 3: 0.5 is no label"],
         ),
+        (
+            "x.jsonl",
+            '{"text": "a\\ud83d", "label": "x"}\n{"text": "b", "label": "\\ude00"}\n{"text": 1' + "0" * 5000 + "}\n"
+            + "[" * 100_000 + "\n",
+            [
+                r"line 1: half a character, \ud83d, which no text can hold", r"line 2: half a character, \ude00",
+                "line 3: JSON that cannot be read: Exceeds the limit", "line 4: JSON that cannot be read",
+            ],
+        ),
+        ("x.csv", "text;label\na;b\n", ["line 1: the cells are parted by semicolons", "save it with commas"]),
+        ("x.csv", "text\tlabel\na\tb\n", ["line 1: the cells are parted by tabs"]),
+        ("x.csv", "text,label,text\na,b,c\n", ['line 1: 2 columns are named "text"']),
         ("x.parquet", "no parquet", ["x.parquet: not a Parquet file that can be read"]),
     ],
 )
@@ -138,6 +150,16 @@ def test_refusals(tmp_path, name, content, messages):
     text = refusal(tmp_path / name).replace("PATH", name)
     for message in messages:
         assert message in text
+
+
+def test_whole_surrogate_pairs_long_texts_and_other_columns_twice(tmp_path):
+    """A pair of halves is a character; a judgment of 200,000 letters is a text; what is not read may be as it likes."""
+    path = tmp_path / "x.csv"
+    path.write_text("text,label,x,x\n" + "".join(f"{'a' * 200_000} {i},{'ab'[i % 2]},1,2\n" for i in range(4)))
+    assert max(len(text) for text in read_source(path, TEXTS, 0).train.inputs) == 200_002
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    assert "\U0001f600" in read_source(path, TEXTS, 0).train.inputs
 
 
 def test_every_line_that_is_not_utf8(tmp_path):
@@ -158,6 +180,16 @@ def test_labels_elsewhere(tmp_path):
     assert "labels.json, line 1: broken JSON" in refusal(tmp_path)
     (tmp_path / "labels.json").write_text('["x", "x"]')
     assert "labels.json: not a list of different label names" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("training", "valid", "testing"), ("Train", "Dev", "eval")])
+def test_names_of_splits_are_those_that_datasets_takes(tmp_path, names):
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.jsonl").write_text(lines((f"a{number}", "x"), (f"b{number}", "y")))
+    data = read_source(tmp_path, TEXTS, 0)
+    assert [split.inputs for split in data.splits().values()] == [("a0", "b0"), ("a1", "b1"), ("a2", "b2")]
+    (tmp_path / "test.csv").write_text("text,label\nc,x\n")
+    assert "both look like the test split" in refusal(tmp_path)
 
 
 def test_nothing_there_and_nothing_that_fits(tmp_path):

@@ -22,13 +22,38 @@ Features = Mapping[str, Any]  # column -> its type, as `datasets` writes it: {"_
 
 def read_parquet(path: Path, settings: DomainConfig, reading: Reading) -> tuple[RawSplit, LabelOrder]:
     """Texts and labels of a Parquet file, with the order of the labels where the file stores one."""
+    table = _read_table(path, reading)
+    return split_from_table(table, _features(table), settings, str(path), reading)
+
+
+def read_texts(path: Path, settings: DomainConfig, reading: Reading) -> list[str]:
+    """The texts of a Parquet file, which needs no labels; what is no text becomes a problem."""
+    table, texts = _read_table(path, reading), []
+    if not reading.has_column(settings.text_column, "text-column", table.column_names, str(path)):
+        return []
+    for row, value in enumerate(_values(table, settings.text_column, str(path))):
+        try:
+            texts.append(_text(value))
+        except ValueError as error:
+            reading.problem(str(error), f"{path}, index {row}")
+    return texts
+
+
+def _read_table(path: Path, reading: Reading) -> pa.Table:
     reading.digest(path)
     try:
-        table = pa.parquet.read_table(path)
+        return pa.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"not a Parquet file that can be read: {reason}", where=str(path)) from None
-    return split_from_table(table, _features(table), settings, str(path), reading)
+
+
+def _values(table: pa.Table, column: str, name: str) -> list:
+    try:
+        return table[column].to_pylist()
+    except UnicodeDecodeError as error:
+        what = f'column "{column}" holds a text that is not UTF-8 ({error.reason})'
+        raise DataError(what, where=name, mend="write the file again with its texts as UTF-8") from None
 
 
 def task_of_features(features: Features) -> Task:
@@ -68,7 +93,7 @@ def split_from_table(
     names = _class_names(features.get(labels_column))
     read_input, read_label = _CELLS[settings.task]
     inputs, labels, rows = [], [], []
-    columns = zip(table[inputs_column].to_pylist(), table[labels_column].to_pylist(), strict=True)
+    columns = zip(_values(table, inputs_column, name), _values(table, labels_column, name), strict=True)
     for row, (value, label) in enumerate(columns):
         try:
             pair = read_input(value), read_label(label, names)

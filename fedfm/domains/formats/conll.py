@@ -55,7 +55,7 @@ def parse(text: str, path: Path, reading: Reading) -> RawSplit:
     sentences, rows = _Sentences(), []
     lines = text.split("\n")  # not splitlines(): that also breaks at U+2028 and others, which tokens may hold
     for number, line in enumerate(lines, 1):
-        columns = _columns(line.rstrip("\r"))
+        columns = columns_of(line.rstrip("\r"))
         if not columns or columns[0] == "-DOCSTART-":
             sentences.add(rows, number - 1)
             rows = []
@@ -70,7 +70,7 @@ def parse(text: str, path: Path, reading: Reading) -> RawSplit:
     return RawSplit(sentences.words, sentences.tags, _places(path, sentences.first_lines))
 
 
-def _columns(line: str) -> list[str]:
+def columns_of(line: str) -> list[str]:
     if not line.strip(" \t"):
         return []
     if "\t" not in line:

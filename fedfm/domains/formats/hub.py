@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from fedfm.config import DomainConfig
 from fedfm.domains.formats.arrow import source_from_tables
-from fedfm.domains.reading import RawSource, Reading, split_of
+from fedfm.domains.reading import RawSource, Reading, splits_among
 from fedfm.errors import DataError
 
 
@@ -34,9 +34,8 @@ def read_hub(hub_id: str, settings: DomainConfig, reading: Reading) -> tuple[Raw
         mend = "fedfm runs offline (HF_HUB_OFFLINE=1): load it once with datasets.load_dataset, or give a local path"
         raise DataError(what, where=hub_id, mend=mend) from None
     tables = {
-        split: (part.with_format("arrow")[:], part.features.to_dict(), f"{hub_id}, {name}")
-        for name, part in found.items()
-        if (split := split_of(name))
+        split: (found[name].with_format("arrow")[:], found[name].features.to_dict(), f"{hub_id}, {name}")
+        for split, name in splits_among(list(found), hub_id).items()
     }
     return source_from_tables(tables, settings, reading, whole=False), _sha256([tables[s][0] for s in sorted(tables)])
 

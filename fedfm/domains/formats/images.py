@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from fedfm.config import DomainConfig
-from fedfm.domains.reading import RawSource, RawSplit, Reading, require_train, split_of
+from fedfm.domains.reading import RawSource, RawSplit, Reading, by_split, require_train
 from fedfm.errors import DataError, did_you_mean
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -85,6 +86,8 @@ def _check_images(images: np.ndarray, where: str, reading: Reading) -> None:
         reading.problem(f"{images.dtype} values", where, "scale the images to 0..255 and save them as uint8")
     if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] in (1, 3)):
         reading.problem(f"shape {images.shape}", where, "images are N x H x W (grey) or N x H x W x 3 (RGB)")
+    elif 0 in images.shape[1:3]:
+        reading.problem(f"shape {images.shape}: images of no pixels", where, "save the images with their pixels")
 
 
 def _check_labels(
@@ -106,9 +109,13 @@ def _check_labels(
 
 def read_image_folder(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
     """`train/<label>/*.png` (and `val`, `test`), or `<label>/*.png` in a folder that knows no splits."""
-    folders = {split: folder for folder in _sub_folders(path) if (split := split_of(folder.name))}
+    folders = by_split(_sub_folders(path), path)
     if folders:
         require_train(folders, path)
+        others = [folder.name for folder in _sub_folders(path) if folder not in folders.values()]
+        if others:
+            names = f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+            reading.warnings.append(f"beside {', '.join(folders)} these folders are no splits, and not read: {names}")
     splits = {split: _read_labels(folder, reading) for split, folder in (folders or {"train": path}).items()}
     reading.refuse()
     return RawSource(unify(splits, settings.image_size, reading), whole=not folders)
@@ -163,11 +170,21 @@ def unify(splits: Mapping[str, RawSplit], image_size: int, reading: Reading) -> 
         height, width = image.shape[:2]
     unified = {}
     for split, raw in splits.items():
-        pixels = np.empty((len(raw.labels), height, width, channels), np.uint8)
+        pixels = _room((len(raw.labels), height, width, channels), raw.where)
         for index, image in enumerate(raw.inputs):
             pixels[index] = _with_channels(_resize(image, image_size))
         unified[split] = RawSplit(pixels, raw.labels, raw.where)
     return unified
+
+
+def _room(shape: tuple[int, int, int, int], where: Callable[..., str]) -> np.ndarray:
+    """Memory for images uint8 [N, H, W, C]. Raises DataError where the machine has not as much."""
+    needed = float(np.prod(shape, dtype=np.float64))
+    if needed > psutil.virtual_memory().total:
+        count, height, width, channels = shape
+        what = f"{count} images of {height} x {width} x {channels} bytes are {needed / 1e9:.0f} GB, more than the memory"
+        raise DataError(what, where=where(0), mend="set image-size to a smaller number")
+    return np.empty(shape, np.uint8)
 
 
 def _check_sizes(splits: Mapping[str, RawSplit], reading: Reading) -> None:

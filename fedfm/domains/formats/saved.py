@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fedfm.config import DomainConfig, Task
 from fedfm.domains.formats.arrow import Features, source_from_tables, task_of_features
-from fedfm.domains.reading import RawSource, Reading, split_of
+from fedfm.domains.reading import RawSource, Reading, splits_among
 from fedfm.errors import DataError
 
 
@@ -40,13 +40,11 @@ def _stored_features(folder: Path) -> Features:
 def _split_folders(path: Path, reading: Reading) -> dict[str, Path]:
     if not (path / "dataset_dict.json").is_file():
         return {"train": path}
-    folders = {}
-    for name in _entry(path / "dataset_dict.json", "splits"):
-        if (split := split_of(name)) is None:
-            reading.warnings.append(f'the split "{name}" is not used')
-        else:
-            folders[split] = path / name
-    return folders
+    names = _entry(path / "dataset_dict.json", "splits")
+    found = splits_among(names, str(path))
+    unused = [name for name in names if name not in found.values()]
+    reading.warnings += [f'the split "{name}" is not used' for name in unused]
+    return {split: path / name for split, name in found.items()}
 
 
 def _read_arrow_files(folder: Path, reading: Reading) -> pa.Table:

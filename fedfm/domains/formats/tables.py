@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from fedfm.domains.reading import RawSource, RawSplit, Reading, require_train, s
 from fedfm.errors import did_you_mean
 
 Records = Iterator[tuple[int, dict[str, Any]]]
+Columns = Mapping[str, str]  # key of the configuration -> the column that it names
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".csv", *JSON_LINES, ".parquet")
 LABEL_FILE = "labels.json"
+MEND_OF_HALVES = r"characters beyond U+FFFF are two halves in JSON, as in \ud83d\ude00: write both, or neither"
+LONGEST_CELL = 2**31 - 1  # Python's csv stops at 131,072 characters, which a court's judgment is beyond
+PARTED_BY = {";": "semicolons", "\t": "tabs", "|": "upright strokes"}
 
 
 def is_table_file(path: Path) -> bool:
@@ -48,8 +52,39 @@ def read_table_folder(path: Path, settings: DomainConfig, reading: Reading) -> R
 def _read(path: Path, settings: DomainConfig, reading: Reading) -> tuple[RawSplit, tuple[str, ...] | None]:
     if path.suffix.lower() == ".parquet":
         return arrow.read_parquet(path, settings, reading)
-    records = _json_records if path.suffix.lower() in JSON_LINES else _csv_records
-    return _collect(records(path, settings, reading), path, settings, reading), None
+    columns = {"text-column": settings.text_column, "label-column": settings.label_column}
+    return _collect(_records(path, columns, reading), path, settings, reading), None
+
+
+def read_texts(path: Path, settings: DomainConfig, reading: Reading) -> list[str]:
+    """The texts of a table, which needs no labels; what is no text becomes a problem."""
+    if path.suffix.lower() == ".parquet":
+        return arrow.read_texts(path, settings, reading)
+    texts = []
+    for line, record in _records(path, {"text-column": settings.text_column}, reading):
+        text, where = record[settings.text_column], f"{path}, line {line}"
+        if _is_text(text, where, reading):
+            texts.append(text)
+    return texts
+
+
+def _records(path: Path, columns: Columns, reading: Reading) -> Records:
+    read = _json_records if path.suffix.lower() in JSON_LINES else _csv_records
+    return read(path, columns, reading)
+
+
+def _is_text(text: Any, where: str, reading: Reading) -> bool:
+    if not isinstance(text, str):
+        reading.problem(f"the text is {json.dumps(text)}, not a text", where, "write texts in quotes")
+        return False
+    return _is_whole(text, where, reading)
+
+
+def _is_whole(text: str, where: str, reading: Reading) -> bool:
+    half = half_character(text)
+    if half:
+        reading.problem(f"half a character, {half}, which no text can hold", where, MEND_OF_HALVES)
+    return not half
 
 
 def _collect(records: Records, path: Path, settings: DomainConfig, reading: Reading) -> RawSplit:
@@ -57,18 +92,19 @@ def _collect(records: Records, path: Path, settings: DomainConfig, reading: Read
     for line, record in records:
         text, label = record[settings.text_column], record[settings.label_column]
         where = f"{path}, line {line}"
-        if not isinstance(text, str):
-            reading.problem(f"the text is {json.dumps(text)}, not a text", where, "write texts in quotes")
-        elif label is None or isinstance(label, float | list | dict) or not str(label).strip():
+        if not _is_text(text, where, reading):
+            continue
+        if label is None or isinstance(label, float | list | dict) or not str(label).strip():
             reading.problem(f"{json.dumps(label)} is no label", where, "labels are names or whole numbers")
-        else:
+        elif _is_whole(str(label), where, reading):
             texts.append(text)
             labels.append(str(label).strip())
             lines.append(line)
     return RawSplit(texts, labels, lambda index, word=0: f"{path}, line {lines[index]}")
 
 
-def _csv_records(path: Path, settings: DomainConfig, reading: Reading) -> Records:
+def _csv_records(path: Path, columns: Columns, reading: Reading) -> Records:
+    csv.field_size_limit(LONGEST_CELL)
     rows = csv.reader(io.StringIO(reading.text(path), newline=""), strict=True)
     header: list[str] | None = None
     line = 1
@@ -77,7 +113,7 @@ def _csv_records(path: Path, settings: DomainConfig, reading: Reading) -> Record
             first_line, line = line, rows.line_num + 1  # a quoted text may run over several lines
             if header is None:
                 header = [name.strip() for name in row]
-                if not _has_columns(header, settings, f"{path}, line 1", reading):
+                if not _fits(header, columns, f"{path}, line 1", reading):
                     return
             elif row and len(row) != len(header):
                 what = f"{len(row)} cells, but the header has {len(header)}"
@@ -90,7 +126,7 @@ def _csv_records(path: Path, settings: DomainConfig, reading: Reading) -> Record
         reading.problem("the file is empty", str(path), "a CSV file starts with the names of its columns")
 
 
-def _json_records(path: Path, settings: DomainConfig, reading: Reading) -> Records:
+def _json_records(path: Path, columns: Columns, reading: Reading) -> Records:
     mend = 'each line holds one object: {"text": "...", "label": "..."}'
     for number, line in enumerate(reading.text(path).split("\n"), 1):
         if not line.strip():
@@ -101,15 +137,39 @@ def _json_records(path: Path, settings: DomainConfig, reading: Reading) -> Recor
         except json.JSONDecodeError as error:
             reading.problem(f"broken JSON: {error.msg} (column {error.colno})", where, mend)
             continue
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            reading.problem(f"JSON that cannot be read: {error}", where, mend)
+            continue
         if not isinstance(record, dict):
             reading.problem("not a JSON object", where, mend)
-        elif _has_columns(record, settings, where, reading):
+        elif _has_columns(record, columns, where, reading):
             yield number, record
 
 
-def _has_columns(found: Collection[str], settings: DomainConfig, where: str, reading: Reading) -> bool:
-    text = reading.has_column(settings.text_column, "text-column", found, where)
-    return reading.has_column(settings.label_column, "label-column", found, where) and text
+def _fits(header: list[str], columns: Columns, where: str, reading: Reading) -> bool:
+    """Has a CSV's header the columns, and each of them once?"""
+    sign = next((sign for sign in PARTED_BY if len(header) == 1 and sign in header[0]), "")
+    if sign:
+        what = f"the cells are parted by {PARTED_BY[sign]}, and a CSV file's are by commas"
+        reading.problem(what, where, "save it with commas, as CSV (comma delimited) or CSV UTF-8")
+        return False
+    twice = [name for name in columns.values() if header.count(name) > 1]
+    for name in twice:
+        reading.problem(f'{header.count(name)} columns are named "{name}"', where, "give each column a name of its own")
+    return not twice and _has_columns(header, columns, where, reading)
+
+
+def half_character(text: str) -> str:
+    r"""The first half of a UTF-16 pair without its other half, as `\ud83d`: no file can hold it; "" where none is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])[1:-1]
+    return ""
+
+
+def _has_columns(found: Collection[str], columns: Columns, where: str, reading: Reading) -> bool:
+    return all([reading.has_column(column, key, found, where) for key, column in columns.items()])
 
 
 def _declared_labels(folder: Path, reading: Reading) -> tuple[str, ...] | None:
@@ -121,6 +181,9 @@ def _declared_labels(folder: Path, reading: Reading) -> tuple[str, ...] | None:
         names = json.loads(reading.text(path))
     except json.JSONDecodeError as error:
         reading.problem(f"broken JSON: {error.msg}", f"{path}, line {error.lineno}", 'e.g. ["negative", "positive"]')
+        return None
+    except (ValueError, RecursionError) as error:
+        reading.problem(f"JSON that cannot be read: {error}", str(path), 'e.g. ["negative", "positive"]')
         return None
     if not isinstance(names, list) or len(set(map(str, names))) != len(names):
         reading.problem("not a list of different label names", str(path), 'e.g. ["negative", "positive"]')
