@@ -91,6 +91,11 @@ class AuditError(RunError):
     code = "FM503"
 
 
+def reason_of(error: Exception) -> str:
+    """Why a site is left out: a sentence of ours, or the kind of any other error and its words."""
+    return str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' did you mean "fedprox"?', or '' when nothing known is close to `word`."""
     known = list(known)

@@ -15,9 +15,8 @@ from fedfm.domains.formats.unlabelled import read_unlabelled
 from fedfm.errors import DataError, Problem, UserError
 from fedfm.training.trained import TrainedModel, load_model, read_cards
 
-FILE_NAME = re.compile(
-    r"\S+\.(txt|csv|tsv|json|jsonl|ndjson|parquet|conll|bio|iob|md|html|pdf|docx|xlsx|png|jpg|jpeg)|\S*/\S*", re.IGNORECASE
-)
+SUFFIXES = "txt|csv|tsv|json|jsonl|ndjson|parquet|conll|bio|iob|md|html|pdf|docx|xlsx|png|jpg|jpeg"
+FILE_NAME = re.compile(rf"\S+\.({SUFFIXES})|\S*/\S*", re.IGNORECASE)
 
 
 def predict_lines(run: Path, inputs: Sequence[str], domain: str = "", site: str = "") -> Iterator[str]:

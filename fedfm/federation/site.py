@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedfm.arrays import Arrays
-from fedfm.errors import FedfmError
+from fedfm.errors import reason_of
 from fedfm.federation.compression import ENCODED, compress, transform_of
 from fedfm.federation.faults import attacked, attackers, flip_labels
 from fedfm.federation.messages import Answer, Order, Scoring, join_more, to_record
@@ -96,8 +96,7 @@ def score_beside(order: Order, received: Mapping[str, np.ndarray]) -> dict[Scori
         try:
             found[split, model] = evaluate(asked, received)
         except Exception as error:  # whoever cannot be scored can still train
-            reason = str(error) if isinstance(error, FedfmError) else f"{type(error).__name__}: {error}"
-            found[split, model] = Answer(order.sites, left_out=dict.fromkeys(order.sites, reason))
+            found[split, model] = Answer(order.sites, left_out=dict.fromkeys(order.sites, reason_of(error)))
     return found
 
 
@@ -183,11 +182,14 @@ class Told:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def read(self, site: str, make):
-        """What `make` makes of the site's data; None, and a reason, where they are refused."""
+        """What `make` makes of the site's data; None, and a reason, where they are refused, or anything fails: the
+        other sites of the order can do without."""
         try:
             return make()
-        except FedfmError as error:
-            self.left_out[site] = str(error)
+        except OSError:  # the disk's fault, and so that of all
+            raise
+        except Exception as error:
+            self.left_out[site] = reason_of(error)
             return None
 
     def say(self, site: str, **values: float) -> None:

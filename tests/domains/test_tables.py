@@ -132,11 +132,16 @@ def test_an_empty_split_is_told(tmp_path):
         ),
         (
             "x.jsonl",
-            '{"text": "a\\ud83d", "label": "x"}\n{"text": "b", "label": "\\ude00"}\n{"text": 1' + "0" * 5000 + "}\n"
-            + "[" * 100_000 + "\n",
+            '{"text": "a\\ud83d", "label": "x"}\n{"text": "b", "label": "\\ude00"}\n{"text": 1'
+            + "0" * 5000
+            + "}\n"
+            + "[" * 100_000
+            + "\n",
             [
-                r"line 1: half a character, \ud83d, which no text can hold", r"line 2: half a character, \ude00",
-                "line 3: JSON that cannot be read: Exceeds the limit", "line 4: JSON that cannot be read",
+                r"line 1: half a character, \ud83d, which no text can hold",
+                r"line 2: half a character, \ude00",
+                "line 3: JSON that cannot be read: Exceeds the limit",
+                "line 4: JSON that cannot be read",
             ],
         ),
         ("x.csv", "text;label\na;b\n", ["line 1: the cells are parted by semicolons", "save it with commas"]),

@@ -89,6 +89,27 @@ def test_a_strategy_that_must_see_each_update_gets_each(tmp_path, monkeypatch):
         np.testing.assert_allclose(each.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
 
 
+def test_a_site_whose_data_no_code_can_take_costs_the_others_of_its_pack_nothing(tmp_path, monkeypatch):
+    """Whatever goes wrong at one site, all others train and are scored, and the reason is told."""
+    from fedfm.federation import site
+
+    make = site.site_features
+
+    def breaks(order, name, *more):
+        if name == "finance-2":
+            raise UnicodeError("half a character")
+        return make(order, name, *more)
+
+    monkeypatch.setattr(site, "site_features", breaks)
+    done = run_packed(unequal(tmp_path, "engine.sites-at-once=8"))
+    own = done.folder.metrics.query("scope == 'site' and split == 'test'")
+    assert set(own["name"]) == unequal(tmp_path).sites().keys() - {"finance-2"}
+    reasons = {e["site"]: e["reason"] for e in done.events("update-left-out")}
+    assert reasons == {"finance-2": "UnicodeError: half a character"}
+    told = [e["message"] for e in done.events("warning") if "no test score of site finance-2" in e["message"]]
+    assert told and told[0].endswith("UnicodeError: half a character")
+
+
 def test_a_site_that_diverges_stays_out_of_the_mean_of_its_pack(tmp_path, monkeypatch):
     """Its row is poisoned after training; the others' mean is that of a federation without it."""
     from fedfm.training import local_round

@@ -182,7 +182,8 @@ def _room(shape: tuple[int, int, int, int], where: Callable[..., str]) -> np.nda
     needed = float(np.prod(shape, dtype=np.float64))
     if needed > psutil.virtual_memory().total:
         count, height, width, channels = shape
-        what = f"{count} images of {height} x {width} x {channels} bytes are {needed / 1e9:.0f} GB, more than the memory"
+        size = f"{count} images of {height} x {width} x {channels} bytes"
+        what = f"{size} are {needed / 1e9:.0f} GB, more than the memory"
         raise DataError(what, where=where(0), mend="set image-size to a smaller number")
     return np.empty(shape, np.uint8)
 

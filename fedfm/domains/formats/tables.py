@@ -169,7 +169,8 @@ def half_character(text: str) -> str:
 
 
 def _has_columns(found: Collection[str], columns: Columns, where: str, reading: Reading) -> bool:
-    return all([reading.has_column(column, key, found, where) for key, column in columns.items()])
+    there = [reading.has_column(column, key, found, where) for key, column in columns.items()]
+    return all(there)  # after a look for each of them: both may be missing
 
 
 def _declared_labels(folder: Path, reading: Reading) -> tuple[str, ...] | None:
