@@ -10,8 +10,8 @@ import typer
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before a run does.")
 
 
-def _option(name: str, words: str) -> typer.models.OptionInfo:
-    return typer.Option(name, help=words, show_default=False)
+def _option(name: str, words: str, **limits: int) -> typer.models.OptionInfo:
+    return typer.Option(name, help=words, show_default=False, **limits)
 
 
 @data_app.command("check")
@@ -20,8 +20,9 @@ def check(
     task: Annotated[str, _option("--task", "image-, text- or token-classification; guessed when left out")] = "",
     text_column: Annotated[str, _option("--text-column", 'of a table; "text" when left out')] = "text",
     label_column: Annotated[str, _option("--label-column", 'of a table; "label" when left out')] = "label",
-    image_size: Annotated[int, _option("--image-size", "resize images to this many pixels a side")] = 0,
+    image_size: Annotated[int, _option("--image-size", "resize images to a square of it", min=0, max=4096)] = 0,
     strict_tags: Annotated[bool, _option("--strict-tags", "refuse an I- without a start")] = False,
+    part: Annotated[bool, _option("--part", "one site's source: others of its domain may bring what it lacks")] = False,
 ) -> None:
     """Read a source as a run would, and say what is found.
 
@@ -33,4 +34,4 @@ def check(
     from fedfm.commands.data_check import report
 
     settings = {"text-column": text_column, "label-column": label_column, "image-size": image_size}
-    report(path, task, settings | {"strict-tags": strict_tags}, Console())
+    report(path, task, settings | {"strict-tags": strict_tags}, part, Console())

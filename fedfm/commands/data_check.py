@@ -15,13 +15,16 @@ from fedfm.domains.formats import guess_task
 from fedfm.errors import DataError, UserError, did_you_mean
 
 
-def report(path: Path, task: str, settings: dict[str, Any], console: Console) -> None:
-    """Print format, counts, warnings; raise DataError with the problems when the source cannot be used."""
+def report(path: Path, task: str, settings: dict[str, Any], part: bool, console: Console) -> None:
+    """Print format, counts, warnings; raise DataError with the problems when the source cannot be used.
+
+    `part`: the source is one site's of a domain that has more.
+    """
     tasks = get_args(Task)
     if task and task not in tasks:
         raise UserError(f'unknown task "{task}".{did_you_mean(task, tasks)}', mend=f"--task {' | '.join(tasks)}")
     task = task or guess_task(path)
-    found = check_path(path, DomainConfig.model_validate({"task": task, **settings}))
+    found = check_path(path, DomainConfig.model_validate({"task": task, **settings}), part=part)
     if found.problems:
         raise DataError(found.problems)
     console.print(Text(f"{path}: {found.format}, {found.task}", "bold"), soft_wrap=True)

@@ -48,7 +48,7 @@ def check_before_run(settings: SiteSettings) -> None:
 def _data(settings: SiteSettings) -> Finding:
     if settings.source == "generated":
         return Finding("data", "note", "generated: this site takes part in a trial", "source = the path of real data")
-    found: CheckReport = check_path(Path(settings.source))
+    found: CheckReport = check_path(Path(settings.source), part=True)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
         others = f" (and {more} more: fedfm data check)" if more else ""

@@ -7,16 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedfm.config import Task
-from fedfm.domains.checks import check_splits, names_in, refuse, warn_duplicates, warn_empty_texts
+from fedfm.domains.checks import (
+    check_part,
+    check_splits,
+    names_in,
+    refuse,
+    warn_duplicates,
+    warn_empty_texts,
+    warn_part,
+)
 from fedfm.domains.draws import SHARES, cut_missing, generator
 from fedfm.domains.examples import Dataset, Examples
 from fedfm.domains.reading import RawSource, RawSplit, Reading
 
 
-def assemble(raw: RawSource, task: Task, reading: Reading, seed: int, sha256: str | None = None) -> Dataset:
-    """The dataset of a source that was read without problems; DataError when the whole cannot be used."""
+def assemble(raw: RawSource, task: Task, reading: Reading, seed: int, part: bool, sha256: str | None = None) -> Dataset:
+    """The dataset of a source that was read without problems; DataError when the whole cannot be used.
+
+    `part`: it is one site's of a domain that has more.
+    """
     source = str(reading.root)
-    refuse(check_splits(raw.splits, source))
+    refuse((check_part if part else check_splits)(raw.splits, source))
     labels = _label_list(raw, task)
     examples = {split: _number(raw.splits[split], task, labels) for split in raw.splits}
     missing = [split for split in SHARES if split not in examples]
@@ -24,6 +35,7 @@ def assemble(raw: RawSource, task: Task, reading: Reading, seed: int, sha256: st
         examples |= cut_missing(examples["train"], missing, generator(seed, "cut missing splits"))
     warnings = [
         *reading.warnings,
+        *(warn_part(raw.splits) if part else ()),
         *_warn_splits(missing, raw.whole, examples),
         *warn_empty_texts(raw.splits),
         *warn_duplicates({split: examples[split] for split in SHARES}),

@@ -6,7 +6,7 @@ Refusals carry the place of each problem; what a reader alone can know (a broken
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -43,12 +43,38 @@ def check_splits(splits: Mapping[str, RawSplit], source: str) -> list[Problem]:
         return [Problem("the training split is empty", source, "give it labelled examples")]
     known = {name for label in train.labels for name in names_in(label)}
     tagged = isinstance(train.labels[0], tuple)
-    if tagged and not known:
-        return [Problem("no entity at all in the training split", source, "check that the last column holds the tags")]
-    if not tagged and len(known) == 1:
-        what = f'the training split has a single class, "{next(iter(known))}"'
-        return [Problem(what, source, "a classifier needs examples of two classes at least")]
+    if found := nothing_to_tell_apart(known, tagged):
+        if tagged:
+            return [Problem(f"{found} in the training split", source, "check that the last column holds the tags")]
+        return [
+            Problem(f"the training split has {found}", source, "a classifier needs examples of two classes at least")
+        ]
     return [problem for name in splits if name != "train" for problem in _unseen(name, splits[name], known)]
+
+
+def check_part(splits: Mapping[str, RawSplit], source: str) -> list[Problem]:
+    """As `check_splits` of one site's own source: what it lacks other sites of its domain may have."""
+    empty = Problem("the training split is empty", source, "give it labelled examples")
+    return [] if len(splits["train"].labels) else [empty]
+
+
+def warn_part(splits: Mapping[str, RawSplit]) -> list[str]:
+    """What a site's own source needs of the other sites of its domain, in sentences."""
+    train = splits["train"]
+    known = {name for label in train.labels for name in names_in(label)}
+    found = nothing_to_tell_apart(known, isinstance(train.labels[0], tuple))
+    warnings = [f"the training split has {found}: other sites of its domain must have more"] if found else []
+    unseen = sorted({n for raw in splits.values() for label in raw.labels for n in names_in(label)} - known)
+    if unseen and not found:
+        warnings.append(f"not in its training split, only in others: {', '.join(unseen)}")
+    return warnings
+
+
+def nothing_to_tell_apart(known: Collection[str], tagged: bool) -> str:
+    """Why nothing can be learned of training data with the classes, or entity types, of `known`; "" where it can."""
+    if tagged:
+        return "" if known else "no entity at all"
+    return "" if len(known) > 1 else f'a single class, "{next(iter(known))}"'
 
 
 def names_in(label: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -34,14 +34,17 @@ class CheckReport:
         return not self.problems
 
 
-def check_path(path: Path, settings: DomainConfig | None = None, seed: int = 0) -> CheckReport:
-    """Read a source as a run would and report; never raises DataError. Without `settings` the task is guessed."""
+def check_path(path: Path, settings: DomainConfig | None = None, seed: int = 0, part: bool = False) -> CheckReport:
+    """Read a source as a run would and report; never raises DataError. Without `settings` the task is guessed.
+
+    `part`: as for `read_source`.
+    """
     task, name = (settings.task if settings else ""), ""
     try:
         settings = settings or DomainConfig(task=guess_task(path))
         task = settings.task
         name = recognise(path, task).name
-        dataset = read_source(path, settings, seed)
+        dataset = read_source(path, settings, seed, part)
     except DataError as error:
         return CheckReport(path, task, name, "", [], [], error.problems, ())
     header, rows = count_table(dataset)

@@ -38,7 +38,7 @@ def load_site(config: RunConfig, domain: str, site: str, at_site: str = "") -> D
         return generate_site(config, domain, site)
     path = locate(source, config.data_root)
     if own:
-        return _read_parts(path, settings, 1, config.seed, domain)[0]
+        return _read_parts(path, settings, 1, config.seed, domain, len(names) > 1)[0]
     return _read_parts(path, settings, len(names), config.seed, domain)[names.index(site)]
 
 
@@ -49,9 +49,11 @@ def locate(source: str, data_root: str) -> Path:
 
 
 @functools.lru_cache(maxsize=8)  # a source for each domain, but not one for each of hundreds of sites
-def _read_parts(path: Path, settings: DomainConfig, num_sites: int, seed: int, domain: str) -> tuple[Dataset, ...]:
+def _read_parts(
+    path: Path, settings: DomainConfig, num_sites: int, seed: int, domain: str, part: bool = False
+) -> tuple[Dataset, ...]:
     """A source, limited to `max_examples` and cut; kept for the other sites that this process plays."""
-    dataset = read_source(path, settings, seed)
+    dataset = read_source(path, settings, seed, part)
     train = limit(dataset.train, settings.max_examples, generator(seed, "max-examples", domain))
     dataset = dataclasses.replace(dataset, train=train)
     if num_sites == 1:

@@ -15,6 +15,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, Problem
+from fedfm.federation.common_ground import agree, check_together
 from fedfm.federation.door import Door, Refusal, Roll, changed_data
 from fedfm.federation.exchange import POLL_SECONDS, REMOTE_POLL_SECONDS
 from fedfm.profiling import phase
@@ -55,7 +56,11 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
         if site not in refused:
             say(f"the run begins without site {site}: no node holds it after {wait:.0f} s")
     for domain in config.domains.keys() - roll.domains.keys():  # a run that goes on has them from its beginning
-        roll.domains[domain] = agree(domain, roll)
+        cards = [card for _, card in sorted(roll.cards.items()) if card.domain == domain]
+        roll.domains[domain] = agree(domain, cards)
+        if config.engine.superlink or any(site.source for site in config.domains[domain].site):  # of their own
+            for sentence in check_together(domain, cards):
+                say(sentence)
     roll.domains = {domain: roll.domains[domain] for domain in config.domains}
     _check_watched(config, roll)
     return roll
@@ -113,28 +118,6 @@ def refuse_changed_data(roll: Roll, before: Mapping[str, Mapping[str, Any]]) -> 
 
 def _once(problems) -> list[Problem]:
     return list(dict.fromkeys(problems))
-
-
-def agree(domain: str, roll: Roll) -> DomainCard:
-    """One list of labels and one image shape for the sites of a domain. Raises DataError when images differ."""
-    cards = [card for _, card in sorted(roll.cards.items()) if card.domain == domain]
-    first = cards[0]
-    shapes = {card.image_shape: card.site for card in reversed(cards)}
-    if len(shapes) > 1:
-        listed = ", ".join(f"{site}: {shape}" for shape, site in sorted(shapes.items(), key=lambda item: item[1]))
-        mend = f"set domains.{domain}.image-size to one size; grey and colour cannot mix"
-        what = f"the sites' images differ in (channels, height, width): {listed}"
-        raise DataError(what, where=f"domain {domain}", mend=mend)
-    if any(card.labels != first.labels for card in cards):
-        known = {label for card in cards for label in card.labels}
-        return DomainCard(domain, first.task, tuple(sorted(known, key=_tag_order)), first.image_shape)
-    return DomainCard(domain, first.task, first.labels, first.image_shape)
-
-
-def _tag_order(label: str) -> tuple[bool, str, str]:
-    """ "O" first, then by type, B- before I-; plain class names by name."""
-    prefix, dash, kind = label.partition("-")
-    return (label != "O", kind if dash and prefix in "BI" else label, prefix)
 
 
 @phase("load")

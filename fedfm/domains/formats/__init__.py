@@ -58,8 +58,10 @@ _ACCEPTED: dict[Task, str] = {
 }
 
 
-def read_source(path: Path, settings: DomainConfig, seed: int) -> Dataset:
+def read_source(path: Path, settings: DomainConfig, seed: int, part: bool = False) -> Dataset:
     """Read and check what lies at `path` for the task of `settings`.
+
+    `part`: it is one site's of a domain that has more, where the other sites may bring what it lacks.
 
     Splits that the source lacks are cut off from its training data, stratified, 70 : 10 : 20, by `seed`. DataError
     lists the problems found with file and line or index (the first ten, and how many more).
@@ -74,7 +76,7 @@ def read_source(path: Path, settings: DomainConfig, seed: int) -> Dataset:
         what = f"cannot be read: {error.strerror or error}"
         raise DataError(what, where=str(error.filename or path), mend="check that you may read it") from None
     reading.refuse()
-    return assemble(raw, settings.task, reading, seed, sha256)
+    return assemble(raw, settings.task, reading, seed, part, sha256)
 
 
 def recognise(path: Path, task: Task) -> Format:
