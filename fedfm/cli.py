@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from fedfm.commands.audit import audit_app
 from fedfm.commands.complaints import misused, show_error
 from fedfm.commands.data import data_app
 from fedfm.commands.site import site_app
-from fedfm.errors import FedfmError, UserError, did_you_mean
+from fedfm.errors import FedfmError, RunError, UserError, did_you_mean
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -61,6 +62,15 @@ def main(words: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         show_error(error)
         return error.exit_code
+    except BrokenPipeError:  # whoever reads what is printed has read enough: `fedfm predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 1
+    except OSError as error:  # a full disk, a file that went away: nothing that fedfm could have known
+        if debug:
+            traceback.print_exc()
+        mend = "make room or mend the path; a run goes on with: fedfm resume RUN"
+        show_error(RunError(error.strerror or str(error), where=str(error.filename or ""), mend=mend))
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -11,7 +11,7 @@ import pandas as pd
 from fedfm.config.grid import Grid, grid_of, parse_grid
 from fedfm.engines.cells import Cell, Source, check_jobs, plan, play_missing
 from fedfm.engines.running import quiet_libraries
-from fedfm.errors import RunError
+from fedfm.errors import DataError, RunError
 from fedfm.results.comparison import (
     CellRun,
     cells_table,
@@ -104,6 +104,9 @@ def compare_grid(source: Source, grid: Grid, jobs: int, address: str, say: Say) 
     runs = _runs_of(cells)
     if not runs:
         raise RunError(f"no run of the comparison has ended: {next(iter(failed.values()), '')}", where=str(root))
+    if not any(run.folder.info["final"] or run.folder.info.get("final_personal") for run in runs):
+        what = "nothing to compare: no site of any run has test examples"
+        raise DataError(what, where=str(root), mend="give at least one site a test split that is not empty")
     tables = tables_of(runs)
     unequal = unequal_budgets(tables["cells"])
     write(root, runs, tables, failed, unequal)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedfm.commands.predict import read_images, read_texts
 from fedfm.results.explanations import Explained, explanations_page, keep_explanations, write_csv
-from fedfm.results.files import replace_text
+from fedfm.results.files import replace_text, require_place
 from fedfm.results.run_folder import RunFolder
 from fedfm.results.run_report import write_run_report
 from fedfm.training.attribution import Attribution, explain_image, explain_text
@@ -27,6 +27,7 @@ def explain(
     Returns lines to print, and warnings: of a gap in completeness of more than 5 %, which more steps close. Raises
     UserError.
     """
+    require_place(target)
     model = load_model(run, domain, site)
     explained, lines, warnings = [], [], []
     for number, title, found, image in _attributions(model, inputs, steps):

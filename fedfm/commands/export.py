@@ -23,6 +23,7 @@ from fedfm.commands.model_card import model_card
 from fedfm.config import RunConfig
 from fedfm.errors import UserError, did_you_mean
 from fedfm.models.body import load_body
+from fedfm.results.files import new_folder
 from fedfm.training.trained import TrainedModel, load_model, read_cards
 
 PEFT_PREFIX = "base_model.model."
@@ -35,9 +36,7 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     """
     folder, target = Path(run), Path(destination)
     cards = read_cards(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        what = "the destination is not empty" if target.is_dir() else "the destination is a file"
-        raise UserError(what, where=str(target), mend="give a new folder")
+    new_folder(target)
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     for site in sites:
         if site not in info["sites"]:

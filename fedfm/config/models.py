@@ -139,7 +139,7 @@ def _numbered(domain: str, sites: int) -> tuple[str, ...]:
 
 
 class RunsConfig(Section):
-    folder: str = "runs"
+    folder: str = Field("runs", min_length=1)
 
 
 def generated_domains() -> dict[str, DomainConfig]:

@@ -92,6 +92,7 @@ def run(
     if strategy is not None and config.engine.name != "local":
         what = "a strategy object works in this process only"
         raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
+    check_device(config)
     return _run_in(RunFolder.create(config), config, listen, report, strategy)
 
 
@@ -123,7 +124,18 @@ def resume(folder: str | Path, listen: Listen = ignore, report: bool = True) -> 
     if not config.engine.superlink:  # there a run that is still alive is watched again
         with opened.lock():  # a run that is still alive must not be told that it failed
             pass
+    check_device(config)
     return _run_in(opened, config, listen, report)
+
+
+def check_device(config: RunConfig) -> None:
+    """Raises ConfigError where sites are to work on a device that this machine has not. Elsewhere, on a cluster or
+    across machines, each machine sees for itself."""
+    elsewhere = config.engine.superlink or config.engine.address
+    if config.engine.device not in ("auto", "cpu") and not elsewhere:  # torch takes seconds to import
+        from fedfm.models.devices import pick_device
+
+        pick_device(config.engine.device)
 
 
 def anchored(config: RunConfig) -> RunConfig:

@@ -32,12 +32,12 @@ def rows_of_domains(config: RunConfig, roll: Roll, before: Mapping[str, int] | N
 
 
 def _auto(config: RunConfig, roll: Roll, domain: str) -> int:
-    from fedfm.federation.workbench import pick_device
+    from fedfm.models.devices import pick_device
     from fedfm.models.site_model import build_model
     from fedfm.training.budget import free_bytes, sites_at_once
     from fedfm.training.matrix import ClientMatrix
 
-    device = pick_device(config)
+    device = pick_device(config.engine.device)
     model = ClientMatrix(build_model(config, roll.domains[domain], device)).model
     cards = [card for card in roll.cards.values() if card.domain == domain]
     words = fmean(card.mean_words for card in cards), fmean(card.words_deviation for card in cards)

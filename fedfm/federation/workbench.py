@@ -31,13 +31,14 @@ class Workbench:
 
     def __init__(self, config: RunConfig, card: DomainCard, rows: int, rank: int = 0):
         from fedfm.models.body import load_body
+        from fedfm.models.devices import pick_device
         from fedfm.models.site_model import build_model, group_names
         from fedfm.training.matrix import ClientMatrix
 
         self.seed = config.seed
         self.strategy = make_strategy(config.strategy)
         self.keeps = (*self.strategy.keeps, *((ERROR,) if keeps_error(config.update) else ()))
-        self.model = build_model(_with_rank(config, rank), card, pick_device(config))
+        self.model = build_model(_with_rank(config, rank), card, pick_device(config.engine.device))
         self.matrix = ClientMatrix(self.model, rows)
         self.body = load_body(config)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
@@ -170,15 +171,6 @@ def _with_rank(config: RunConfig, rank: int) -> RunConfig:
 
 def _store(order: Order) -> Path:
     return Path(order.folder) / "checkpoint" / "sites"
-
-
-def pick_device(config: RunConfig) -> str:
-    """The device that `engine.device` means on this machine."""
-    import torch
-
-    if config.engine.device != "auto":
-        return config.engine.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def workbench(order: Order) -> Workbench:

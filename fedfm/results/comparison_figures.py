@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedfm.results.comparison import BOUNDS, OVER, CellRun, curve_of
-from fedfm.results.figures import DASHES, PALETTE, STYLE, labels_figure, new_figure, save_figure, stamp
+from fedfm.results.figures import labels_figure, new_figure, save_figure, stamp
 from fedfm.results.lines import shorten
 from fedfm.results.statistics import interval
+from fedfm.results.style import DASHES, PALETTE, drawing
 
 MARKS = "osD^vP*X"
 
@@ -37,7 +37,7 @@ def draw_comparison(
     generated = sorted({d for run in runs for d in run.folder.info.get("generated") or ()})
     shown = summary[summary["shown"] & summary["primary"]]
     bounds = set(cells[cells["strategy"].isin(BOUNDS)]["setting"])
-    with mpl.rc_context(STYLE):
+    with drawing():
         drawn = [
             ("curves", _curves(curves, "round", styles), curves),
             ("final", _final(shown, bounds, styles), shown),

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,26 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from fedfm.profiling import phase
 from fedfm.results.lines import shorten
 from fedfm.results.run_folder import RunFolder
+from fedfm.results.style import DASHES, OTHER, PALETTE, SHADES, drawing
 
-# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with any common colour vision. Its yellow is too
-# faint for lines on white and its black is kept for means.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", ":", "-.")
-SHADES = (*PALETTE, "#F0E442", "#332288")  # eight kinds of bars; what is left is grey
-OTHER = "#BBBBBB"
-STYLE = {
-    "svg.hashsalt": "fedfm",
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures do not depend on the machine's fonts
-    "font.size": 9,
-    "text.parse_math": False,  # a label may hold dollars
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-}
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
 NAMED_LINES = 10  # more sites than this are drawn, but not named
 DRAWN_SITES = 30  # more sites than this are in the CSV only
@@ -69,7 +50,7 @@ def draw_figures(folder: RunFolder) -> list[Path]:
     generated = [domain for domain in primary if domain in (info.get("generated") or ())]
     target = folder.path / "figures"
     target.mkdir(exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with drawing():
         drawn = []
         for domain, name in primary.items():
             drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedfm.errors import UserError
 from fedfm.profiling import phase
 
 
@@ -28,6 +29,30 @@ def replace_text(path: Path, text: str) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def require_place(path: Path) -> None:
+    """Raises UserError where no file can be written to `path`: to be asked before the work whose result it shall be."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError("this is a folder, not a file", where=str(path), mend="give the name of a file in it")
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), mend=f"mkdir -p {folder}, or another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError("this user may not write there", where=str(folder), mend="give another place")
+
+
+def new_folder(path: Path) -> None:
+    """Make an empty folder, and what is above it, where there is none. Raises UserError where that cannot be."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            what = "the destination is not empty" if path.is_dir() else "the destination is a file"
+            raise UserError(what, where=str(path), mend="give a new folder")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the destination cannot be made: {error.strerror}"
+        raise UserError(what, where=str(path), mend="give a folder that you may write to") from None
+    require_place(path / "file")
 
 
 @phase("write")

@@ -15,16 +15,16 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedfm.results.figures import DASHES, DRAWN_SITES, PALETTE, STYLE, new_figure, save_figure, stamp
+from fedfm.results.figures import DRAWN_SITES, new_figure, save_figure, stamp
 from fedfm.results.lines import shorten
 from fedfm.results.predictions import load_items
 from fedfm.results.run_folder import RunFolder
+from fedfm.results.style import DASHES, PALETTE, drawing
 
 BINS = 10
 PHASES = ["train", "validation", "test"]
@@ -39,7 +39,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
     model = "personal" if info.get("final_personal") else "global"
     generated = info.get("generated") or []
     drawn: list[Drawn] = []
-    with mpl.rc_context(STYLE):
+    with drawing():
         drawn += _bytes(folder, model)
         drawn += _drift(folder.metrics)
         drawn += _timeline(folder)
@@ -61,7 +61,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
 def draw_contributions(stem: Path, table: pd.DataFrame, metric: str) -> list[Path]:
     """A bar for each site, of the last column of `table` (site, domain, left_out or shapley)."""
     column = table.columns[-1]
-    with mpl.rc_context(STYLE):
+    with drawing():
         figure = new_figure(6.4, 1.3 + 0.3 * len(table))
         axes = figure.subplots()
         domains = list(dict.fromkeys(table["domain"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -123,3 +124,16 @@ def test_spread_agrees_with_scipys_isotonic_regression(seed):
     order = np.argsort(heights)
     expected = isotonic_regression(heights[order] - gap * np.arange(9)).x + gap * np.arange(9)
     np.testing.assert_allclose(np.array(spread(heights.tolist(), gap))[order], expected, rtol=0, atol=1e-12)
+
+
+def test_labels_of_any_script_are_drawn_without_a_word_on_the_screen(tmp_path):
+    """Where no font of the machine has a letter there is a box, and the table beside the figure has the name."""
+    folder = write_run(tmp_path)
+    sites = folder.info["sites"]
+    for site in sites.values():
+        site["label_counts"]["train"] = {"積極": 3, "नकारात्मक": 2, "كلب": 4}
+    folder.update(sites=sites)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_figures(folder)
+    assert set(read(folder.path / "figures" / "labels.csv")["label"]) == {"積極", "नकारात्मक", "كلب"}
