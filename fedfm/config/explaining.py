@@ -27,6 +27,7 @@ SENTENCES = {
     "model_type": "must be a table",
     "string_type": "must be a text, in quotes",
     "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
     "tuple_type": "must be a list",
 }
 GIVEN_CHARACTERS = 60

@@ -236,6 +236,7 @@ class RoundLoop:
             progress = now.progress
         else:
             scores = score(self.sites, weights, now.state, number, "test")
+        self._refuse_unscored(scores)
         personal = scores.personal and scores.personal.by_domain
         reports = self.folder.path / "reports"
         reports.mkdir(exist_ok=True)
@@ -253,6 +254,13 @@ class RoundLoop:
             personal=personal, folder=str(self.folder.path),
         )  # fmt: skip
         return scores
+
+    def _refuse_unscored(self, scores: Scores) -> None:
+        """A run whose test nobody has answered has not reached its end. Raises RunError."""
+        testable = any(card.num_examples("test") for card in self.sites.roll.cards.values())
+        if testable and not scores.by_domain and not (scores.personal and scores.personal.by_domain):
+            mend = f"events.jsonl has the reasons; `fedfm resume {self.folder.path}` asks for the test again"
+            raise RunError("the rounds are done and the model is saved, but no site has scored its test", mend=mend)
 
     def _last_scores(self, now: Checkpoint) -> tuple[Checkpoint, Scores]:
         """The test of the last weights, and, in the same wave, their validation where that is still to come."""

@@ -72,7 +72,14 @@ class FedNova(Strategy):
         return found
 
     def advice(self, config: RunConfig) -> list[str]:
-        with_adam = [domain for domain in config.domains if config.local_for(domain).optimizer == "adamw"]
-        if not with_adam:
-            return []
-        return [f"fednova's normalisation is exact for SGD; {', '.join(with_adam)}: adamw, of which it takes the steps"]
+        local_of = {domain: config.local_for(domain) for domain in config.domains}
+        with_adam = [domain for domain, local in local_of.items() if local.optimizer == "adamw"]
+        unseen = [domain for domain, local in local_of.items() if local.clip_norm or local.weight_decay]
+        found = []
+        if with_adam:
+            whose = ", ".join(with_adam)
+            found.append(f"fednova's normalisation is exact for SGD; {whose}: adamw, of which it takes the steps")
+        if unseen:
+            whose = ", ".join(unseen)
+            found.append(f"fednova's norm of steps knows of no clip-norm and no weight-decay, which {whose} has")
+        return found

@@ -6,7 +6,8 @@ Resources", NeurIPS 2024, https://arxiv.org/abs/2402.11505:
     server:   U S V^T = mean_k B_k A_k;     B' = U_r S_r^{1/2},   A' = S_r^{1/2} V_r^T
 
 The best product of rank r (Eckart and Young); its error is the part of the spectrum that is cut off. Rows of A' stand
-in order of falling singular value.
+in order of falling singular value. Where the mean product has a smaller rank, as when only sites of small ranks were
+asked, the rows that it leaves over are as in a new LoRA: zero in B', in A' as before. Zero in both never trains again.
 """
 
 from __future__ import annotations
@@ -36,16 +37,15 @@ class FlexLoRA(LoRARule):
         new: dict[str, np.ndarray] = {}
         for pair, product in products.items():
             if pair.a.partition("/")[0] == pair.b.partition("/")[0] and np.any(product):
-                rank = len(before[pair.a])
-                left, values, right = np.linalg.svd(product, full_matrices=False)
-                root = np.sqrt(values[:rank])
-                new[pair.b], new[pair.a] = _padded(left[:, :rank] * root, before[pair.b]), root[:, None] * right[:rank]
-                new[pair.a] = _padded(new[pair.a], before[pair.a])
+                new[pair.b], new[pair.a] = _best(product, before[pair.a])
         return new
 
 
-def _padded(value: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """With zeros, where a layer is narrower than the rank."""
-    table = np.zeros(like.shape)
-    table[: value.shape[0], : value.shape[1]] = value
-    return table
+def _best(product: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """B' `[out, r]` and A' `[r, in]` of a product `[out, in]`; `before`: A."""
+    left, values, right = np.linalg.svd(product, full_matrices=False)
+    rank = min(len(before), int((values > values[0] * max(product.shape) * np.finfo(values.dtype).eps).sum()))
+    root = np.sqrt(values[:rank])
+    b, a = np.zeros((len(product), len(before))), before.astype(np.float64)
+    b[:, :rank], a[:rank] = left[:, :rank] * root, root[:, None] * right[:rank]
+    return b, a

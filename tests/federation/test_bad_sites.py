@@ -276,3 +276,27 @@ def test_too_few_usable_sites_end_the_run_with_a_checkpoint_that_can_be_resumed(
     assert resumed.rounds["round"].tolist() == [0, 1, 2, 3]
     assert sha256(outcome(folder).weights) == resumed.info["final_weights_sha256"]
     assert engines.resume(path).info == resumed.info  # a finished run is left as it is
+
+
+def test_a_run_whose_test_nobody_scores_has_not_finished_and_resume_asks_again(tmp_path, engine):
+    """All sites fail when they are to score the test: nothing is lost, and nothing is called finished."""
+    config = tiny(tmp_path)
+
+    def node_app(message: Message, context) -> Message:
+        if message.metadata.message_type == "evaluate" and read_order(message)[0].split == "test":
+            raise OSError("disk gone")
+        return app(message, context)
+
+    engine(node_app)
+    with pytest.raises(RunError, match="no site has scored its test"):
+        engines.run(config)
+    (path,) = (found for found in tmp_path.iterdir() if found.is_dir())
+    assert RunFolder.open(path).info["status"] == "failed"
+    assert (path / "model" / "weights.safetensors").exists()
+
+    engine(app)
+    resumed = engines.resume(path)
+    whole = train_federation(config)
+    assert resumed.info["status"] == "finished"
+    assert resumed.info["final"] == whole.folder.info["final"] != {}
+    assert resumed.info["final_weights_sha256"] == whole.sha256

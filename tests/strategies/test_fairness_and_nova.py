@@ -17,6 +17,8 @@ from fedfm.strategies.fednova import effective_steps
 from fedfm.training.descent import descend
 from fedfm.training.optimizers import sgd
 
+WORDS, TEXTS = {"task": "token-classification"}, {"task": "text-classification"}
+
 
 def fixed_point(name: str, taus: tuple[int, ...], momentum: float = 0.0, rounds: int = 1200) -> np.ndarray:
     curvature, centre = torch.from_numpy(H), torch.from_numpy(C)
@@ -76,6 +78,13 @@ def test_fednova_must_be_told_of_the_sites_momentum():
     load_config(data, ["strategy.momentum=0.9"], (check_strategy,))
     (sentence,) = strategy_named("fednova").advice(load_config({}))
     assert "exact for SGD" in sentence
+    sgd = {"strategy": {"name": "fednova"}, "local": {"optimizer": "sgd"}}
+    assert strategy_named("fednova").advice(load_config(sgd)) == []
+    own = "domains.ner.local.clip-norm=1.0"
+    (sentence,) = strategy_named("fednova").advice(
+        load_config({**sgd, "domains": {"ner": WORDS, "finance": TEXTS}}, [own])
+    )
+    assert sentence.endswith("knows of no clip-norm and no weight-decay, which ner has")
 
 
 def test_afl_ends_at_the_minimax_of_two_quadratics():

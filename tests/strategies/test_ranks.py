@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from strategy_helpers import round_of, strategy_named
 
 from fedfm.config import load_config
 from fedfm.domains.card import DomainCard
@@ -17,7 +18,7 @@ from fedfm.federation.rounds import RoundLoop
 from fedfm.federation.workbench import Workbench
 from fedfm.models.site_model import start_weights
 from fedfm.results.run_folder import RunFolder
-from fedfm.strategies import STRATEGIES, check_strategy
+from fedfm.strategies import STRATEGIES, Update, check_strategy
 from fedfm.strategies.lora import from_rank, pairs_of, to_rank
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
@@ -114,6 +115,26 @@ def test_sites_of_one_rank_train_at_once_and_end_as_alone(name, tmp_path):
         packs = {order.sites for order, *_ in recorder.of("train")}
     assert ("small", "tiny") in packs
     assert max(np.abs(ends[0][name] - ends[1][name]).max() for name in ends[0]) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", ["flexlora", "hetlora"])
+def test_rounds_of_small_ranks_leave_the_rows_that_they_lack_able_to_learn(name, dtype):
+    """Zero in A and in B has no gradient in either: such a row would be lost for good. The product is the rule's."""
+    draw = np.random.default_rng(0)
+    a, b = "shared/body.q.lora_A", "shared/body.q.lora_B"
+    weights = {a: draw.standard_normal((4, 9)).astype(dtype), b: draw.standard_normal((7, 4)).astype(dtype)}
+    strategy, rank, near = strategy_named(name), 1, 1e-12 if dtype == np.float64 else 1e-4
+    for number in (1, 2):
+        small = [to_rank({n: draw.standard_normal(v.shape).astype(dtype) for n, v in weights.items()}, rank)] * 2
+        updates = [Update(f"s{k}", "d", 5, from_rank(delta, weights, rank)) for k, delta in enumerate(small)]
+        products = [(weights[b] + u.delta[b]) @ (weights[a] + u.delta[a]) for u in updates]
+        before = weights
+        weights, _ = strategy.aggregate(weights, iter(updates), {}, round_of(updates, number=number))
+        np.testing.assert_allclose(weights[b] @ weights[a], sum(products) / 2, atol=near)
+        np.testing.assert_array_equal(weights[a][rank:], before[a][rank:])
+        assert not weights[b][:, rank:].any()
+        assert np.abs(weights[b][:, :rank]).min() > 1e-3 and {v.dtype for v in weights.values()} == {np.dtype(dtype)}
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
