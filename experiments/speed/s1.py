@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Context, Message
@@ -10,7 +11,7 @@ from turns import Turns, of_rounds
 
 from fedfm.config import load_config
 from fedfm.engines.local import LocalGrid
-from fedfm.federation import client_app, messages
+from fedfm.federation import client_app, messages, site
 from fedfm.federation.messages import Answer
 from fedfm.federation.rounds import RoundLoop
 from fedfm.results.run_folder import RunFolder
@@ -24,13 +25,16 @@ CONFIG = {
 
 
 def idle(message: Message, context: Context) -> Message:
-    """A client app whose sites answer at once: nothing has changed, nothing was scored."""
+    """A client app whose sites answer at once that nothing has changed. Of each order to score one site obeys."""
     if message.metadata.message_type == "query":
         return client_app.app(message, context)
     order, received = messages.read_order(message)
-    arrays = {n: np.zeros(v.shape, v.dtype if len(order.sites) == 1 else np.float64) for n, v in received.items()}
     if message.metadata.message_type == "evaluate":
-        return messages.write_answer(Answer(order.sites, left_out=dict.fromkeys(order.sites, "idle")), message)
+        first, *others = order.sites
+        scored = site.evaluate(replace(order, sites=(first,)), received)
+        answer = Answer(order.sites, scored.arrays, left_out=dict.fromkeys(others, "idle"))
+        return messages.write_answer(answer, message)
+    arrays = {n: np.zeros(v.shape, v.dtype if len(order.sites) == 1 else np.float64) for n, v in received.items()}
     told = {name: [1.0] * len(order.sites) for name in ("num-examples", "loss", "seconds")}
     return messages.write_answer(Answer(order.sites, arrays, told), message)
 
