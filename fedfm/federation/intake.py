@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedfm.arrays import Arrays, num_bytes
+from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
+from fedfm.federation.alignment import Alignment
 from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_not_to_believe, reason_to_leave_out
 from fedfm.strategies import Update
-from fedfm.strategies.base import two_level_mean
 from fedfm.strategies.lora import from_rank
-
-HELD_BYTES = 2**28  # of a round whose updates are more than this, they are not held until all are there
 
 
 @dataclass
@@ -73,27 +71,18 @@ class Intake:
         return self._watched(updates)
 
     def _watched(self, updates: Iterator[Update]) -> Iterator[Update]:
-        """The same updates; once the last has gone by, how far each points where their mean does.
-
-        Nothing is said where they are too large to be held, or of packs: their means have no single sites to compare.
-        """
-        seen, held, is_held = [], 0, True
-        for update in updates:
-            held += num_bytes(update.delta)
-            is_held = is_held and held <= HELD_BYTES and "+" not in update.site
-            if is_held:
-                seen.append(update)
-            else:
-                seen.clear()
-            yield update
-        if not seen:
-            return
+        """The same updates; once the last has gone by, how far each points where their mean does."""
         weights = {domain: settings.weight for domain, settings in self.config.domains.items()}
-        rows = [
-            (u.site, u.domain, "train", {"cosine_to_mean": cosine}, u.num_examples)
-            for u, cosine in zip(seen, cosines_to_mean(seen, weights), strict=True)
-        ]
-        self.sites.journal.scores(self.count.number, "site", rows)
+        journal = self.sites.journal
+        with Alignment(weights, journal.folder.path) as alignment:
+            for update in updates:
+                alignment.take(update)
+                yield update
+            rows = [
+                (of.site, of.domain, "train", {"cosine_to_mean": cosine}, of.num_examples)
+                for of, cosine in alignment.cosines()
+            ]
+        journal.scores(self.count.number, "site", rows)
 
     def _arriving(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         count = self.count
@@ -241,26 +230,6 @@ def numbers_of(answer: Answer, site: str) -> dict[str, float]:
     """What an answer tells of one of its sites."""
     place = answer.sites.index(site)
     return {name: values[place] for name, values in answer.metrics.items()}
-
-
-def cosines_to_mean(updates: Sequence[Update], domain_weights: Mapping[str, float]) -> list[float]:
-    """Cosine of each update to the two-level mean of all, over the tensors that it holds; NaN where one is zero."""
-    mean = two_level_mean(updates, domain_weights)
-    found = []
-    names, own = (), np.zeros(0)
-    for update in updates:
-        if tuple(update.delta) != names:  # as vectors: a thousand sites with thirty tensors are thirty thousand calls
-            names = tuple(update.delta)
-            own = _vector(mean, names)
-            own /= np.linalg.norm(own) or 1.0
-        vector = _vector(update.delta, names)
-        size = float(np.linalg.norm(vector))
-        found.append(float(vector @ own) / size if size > 0 and own.any() else math.nan)
-    return found
-
-
-def _vector(arrays: Arrays, names: Sequence[str]) -> np.ndarray:
-    return np.concatenate([arrays[name].ravel() for name in names] or [np.zeros(0)], dtype=np.float64)
 
 
 def _parts(arrays: Arrays, sent: list[str], each: bool) -> list[tuple[list[str], Arrays]]:

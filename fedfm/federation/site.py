@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     """Local training of every site of the pack: their changes, and what is told about each site."""
+    from fedfm.training.heap import after_pack
     from fedfm.training.local_round import train_round
 
     config, bench = parse_config(order.config), workbench(order)
@@ -59,6 +60,7 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
         bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
     told.left_out |= reduction.left_out
+    after_pack()
     return told.answer(reduction.arrays())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from federation_helpers import IMAGES, TEXTS, WORDS, Recorder, tiny, train_federation
 
 from fedfm.arrays import norm, sha256
-from fedfm.federation.intake import cosines_to_mean
+from fedfm.federation import alignment
+from fedfm.federation.alignment import Alignment
 from fedfm.results.predictions import load_items
 from fedfm.strategies import Update
 
@@ -50,14 +53,31 @@ def test_the_norm_of_an_update_is_that_of_what_was_sent(tmp_path):
         assert told[order.sites[0]] == pytest.approx(norm(up), rel=1e-5)
 
 
-def test_cosines_by_hand():
+def cosines(updates: list[Update], **domain_weights: float) -> list[float]:
+    with Alignment(domain_weights) as found:
+        for update in updates:
+            found.take(update)
+        return [cosine for _, cosine in found.cosines()]
+
+
+@pytest.mark.parametrize("in_memory", [2**22, 1], ids=["in memory", "in a file"])
+def test_cosines_by_hand(monkeypatch, in_memory):
     """Two sites of one domain, 10 and 30 examples: the mean is (1, 3) / 4; over its own tensors only."""
-    one = Update("a", "d", 10, {"shared/w": np.array([1.0, 0.0])})
-    other = Update("b", "d", 30, {"shared/w": np.array([0.0, 1.0]), "d/h": np.array([2.0])})
-    found = cosines_to_mean([one, other], {})
+    monkeypatch.setattr(alignment, "IN_MEMORY", in_memory)
+    one = Update("a", "d", 10, {"shared/w": np.array([1.0, 0.0], np.float32)})
+    other = Update("b", "d", 30, {"shared/w": np.array([0.0, 1.0], np.float32), "d/h": np.array([2.0])})
+    found = cosines([one, other])
     assert found[0] == pytest.approx(0.25 / np.hypot(0.25, 0.75))
     assert found[1] == pytest.approx((0.75 + 4) / (np.sqrt(5) * np.sqrt(0.25**2 + 0.75**2 + 4)))
-    assert np.isnan(cosines_to_mean([Update("a", "d", 1, {"shared/w": np.zeros(2)})], {})[0])
+    assert np.isnan(cosines([Update("a", "d", 1, {"shared/w": np.zeros(2)})])[0])
+
+
+def test_cosines_weigh_domains_as_the_mean_does():
+    """Domains weigh 1 and 3, whatever their examples: the mean of (1, 0) and (0, 1) is (1, 3) / 4."""
+    updates = [Update("a", "d", 90, {"shared/w": np.array([1.0, 0.0])})]
+    updates += [Update("b", "e", 10, {"shared/w": np.array([0.0, 1.0])})]
+    assert cosines(updates, d=1.0, e=3.0) == pytest.approx([0.25 / np.sqrt(0.625), 0.75 / np.sqrt(0.625)])
+    assert cosines([*updates, Update("c+f", "e", 10, {"shared/w": np.array([0.0, 1.0])})]) == []  # a pack's mean
 
 
 def test_the_outcomes_of_the_test_make_its_scores_again(tmp_path):
@@ -75,10 +95,19 @@ def test_the_outcomes_of_the_test_make_its_scores_again(tmp_path):
     assert load_items(done.folder.path, "global", "nothing") == {}
 
 
-def test_a_round_of_large_updates_is_not_held(tmp_path, monkeypatch):
-    from fedfm.federation import intake
+def test_updates_wait_for_their_mean_without_being_held():
+    """Memory must not grow with the sites of a round."""
+    with Alignment({}) as found:
+        update = Update("a", "d", 1, {"shared/w": np.ones(3)})
+        gone = weakref.ref(update.delta["shared/w"])
+        found.take(update)
+        del update
+        assert gone() is None
+        assert [cosine for _, cosine in found.cosines()] == pytest.approx([1.0])
 
+
+def test_nothing_is_said_of_a_round_of_very_large_updates(tmp_path, monkeypatch):
     config = tiny(tmp_path, finance={**TEXTS, "sites": 2})
     assert "cosine_to_mean" in set(train_federation(config).folder.metrics["metric"])
-    monkeypatch.setattr(intake, "HELD_BYTES", 1000)
+    monkeypatch.setattr(alignment, "MOST_BYTES", 1000)
     assert "cosine_to_mean" not in set(train_federation(config).folder.metrics["metric"])

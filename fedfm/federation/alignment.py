@@ -1,0 +1,87 @@
+"""How far the update of each site points where the mean of all does."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedfm.arrays import Arrays, RunningMean, num_bytes
+from fedfm.strategies import Update
+from fedfm.strategies.base import mean_of_domains
+
+IN_MEMORY = 2**22  # bytes of updates that wait for the mean in memory; what is more waits in a file
+MOST_BYTES = 2**28  # of a round whose updates are more than this nothing is said
+
+
+class Waiting(NamedTuple):
+    """An update whose values wait: whose it is, and how to read them."""
+
+    site: str
+    domain: str
+    num_examples: int
+    names: tuple[str, ...]
+    dtype: np.dtype
+    num_bytes: int
+
+
+class Alignment:
+    """Takes the updates of a round one at a time; memory does not grow with their number.
+
+    Nothing is said of packs, whose means have no single sites to compare. `folder`: where the file may lie.
+    """
+
+    def __init__(self, domain_weights: Mapping[str, float], folder: Path | None = None):
+        self._domain_weights = domain_weights
+        self._means: dict[str, RunningMean] = {}
+        self._waiting: list[Waiting] = []
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=folder)  # noqa: SIM115 (__exit__ closes it)
+        self._bytes, self._is_wanted = 0, True
+
+    def __enter__(self) -> Alignment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def take(self, update: Update) -> None:
+        self._bytes += num_bytes(update.delta)
+        self._is_wanted = self._is_wanted and self._bytes <= MOST_BYTES and "+" not in update.site
+        if not self._is_wanted:
+            return
+        self._means.setdefault(update.domain, RunningMean()).add(update.delta, update.num_examples)
+        names = tuple(update.delta)
+        values = _vector(update.delta, names)
+        self._file.write(values.data)
+        of_site = update.site, update.domain, update.num_examples
+        self._waiting.append(Waiting(*of_site, names, values.dtype, values.nbytes))
+
+    def cosines(self) -> list[tuple[Waiting, float]]:
+        """The cosine of each update to the two-level mean of all, over the tensors that it holds.
+
+        NaN where one of the two is zero.
+        """
+        if not self._is_wanted:
+            return []
+        mean = mean_of_domains({d: self._means[d].value() for d in sorted(self._means)}, self._domain_weights)
+        found = []
+        names, own = (), np.zeros(0)
+        self._file.seek(0)
+        for update in self._waiting:
+            if update.names != names:  # as vectors: a thousand sites with thirty tensors are thirty thousand calls
+                names = update.names
+                own = _vector(mean, names)
+                own /= np.linalg.norm(own) or 1.0
+            vector = np.frombuffer(self._file.read(update.num_bytes), update.dtype).astype(np.float64)
+            size = float(np.linalg.norm(vector))
+            found.append((update, float(vector @ own) / size if size > 0 and own.any() else math.nan))
+        return found
+
+
+def _vector(arrays: Arrays, names: Sequence[str]) -> np.ndarray:
+    """All values one after the other, in the widest of their dtypes."""
+    return np.concatenate([arrays[name].ravel() for name in names] or [np.zeros(0)])

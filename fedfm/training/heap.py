@@ -1,0 +1,51 @@
+"""The process's heap, kept at what one pack of sites needs, however many packs a round has.
+
+Tensors of a step are as long as its texts, so that every pack asks for other sizes than the one before, and glibc's
+heap grows by holes that nothing fits into: by a tenth over the first hundreds of sites. What is free goes back to the
+system when the process has become larger than packs made it that began with a tidy heap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import psutil
+
+GROWTH = 1.03  # over what packs made of a tidy heap; less is not worth the pages that the next step must ask for again
+PACKS = 4  # that show what packs need
+
+
+class Heap:
+    """`resident()`: bytes of the process in memory. `trim()`: give what is free back to the system."""
+
+    def __init__(self, resident: Callable[[], int], trim: Callable[[], object]):
+        self._resident, self._trim = resident, trim
+        self._seen, self._needed = 0, 0
+
+    def after_pack(self) -> None:
+        """To be called when a pack has been trained."""
+        size = self._resident()
+        if self._seen < PACKS:
+            self._seen, self._needed = self._seen + 1, max(self._needed, size)
+        elif size > GROWTH * self._needed:
+            self._trim()
+            self._seen = self._needed = 0
+
+
+@cache
+def _heap() -> Heap | None:
+    """This process's; None where the C library is not glibc: others give back what is free in their own time."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    process = psutil.Process()
+    return Heap(lambda: process.memory_info().rss, lambda: trim(0))
+
+
+def after_pack() -> None:
+    """Keep this process's heap tidy; see `Heap`."""
+    if heap := _heap():
+        heap.after_pack()
