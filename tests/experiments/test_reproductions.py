@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedfm.config import load_config
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -67,3 +69,14 @@ def test_toy_of_aggregation_tells_exact_rules_from_others_and_bytes_are_counted(
     pair, head = 4 * 4 * (4 * 768 + 2 * 1920), 4 * (384 * 3 + 3)
     assert script.expected_bytes("fedit") == (pair + head, pair + head)
     assert script.expected_bytes("fedex-lora")[1] == pair + head + 4 * (4 * 384 * 384 + 2 * 384 * 1536)
+
+
+def test_the_preset_for_unlike_domains_differs_from_three_domains_in_its_strategy_only():
+    """What `beat_separate.py` has measured as dual-lora is what the preset runs."""
+    preset = load_config(EXPERIMENTS / "unlike_domains.toml")
+    assert preset == load_config(EXPERIMENTS / "three_domains.toml", ["strategy.name=dual-lora"])
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda file: file.name)
+def test_every_configuration_that_is_shipped_can_be_read(file):
+    assert load_config(file).domains
