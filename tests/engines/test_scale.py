@@ -21,7 +21,7 @@ from fedfm import load_config, run
 
 folder, registered, sampled, rows = Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = load_config({
-    "rounds": 2, "engine": {"sites-at-once": rows}, "runs": {"folder": str(folder)},
+    "rounds": 3, "engine": {"sites-at-once": rows}, "runs": {"folder": str(folder)},
     "body": {"name": "tiny", "tuning": "lora"}, "local": {"batch-size": 4}, "evaluation": {"every": 100},
     "sampling": {"fraction": sampled / registered},
     "domains": {"news": {"task": "text-classification", "sites": registered, "max-examples": 4 * registered}},
@@ -31,7 +31,7 @@ def listen(event):
     if event["event"] == "round-finished":
         peaks[event["round"]] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if event["round"] == 2:
-            raise KeyboardInterrupt  # the final test, of all that are registered, is another matter
+            raise KeyboardInterrupt  # the scores of the last round, of all that are registered, are another matter
 try:
     run(config, listen=listen)
 except KeyboardInterrupt:
