@@ -53,7 +53,7 @@ def _attributions(
         for number, (file, image) in enumerate(zip(inputs, read_images(inputs, model), strict=True), 1):
             yield number, Path(file).name, explain_image(model, image, steps), image
         return
-    for number, text in enumerate(read_texts(inputs, model.config.domains[model.card.domain]), 1):
+    for number, text in enumerate(read_texts(inputs, model), 1):
         title = text if len(text) < LONGEST_TITLE else f"{text[: LONGEST_TITLE - 3]}..."
         for found in explain_text(model, text, steps):
             yield number, title, found, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def predict_lines(run: Path, inputs: Sequence[str], domain: str = "", site: str 
         images = read_images(inputs, model)
         yield from _labelled(model, images, inputs)
         return
-    texts = read_texts(inputs, model.config.domains[model.card.domain])
+    texts = read_texts(inputs, model)
     if model.card.task == "text-classification":
         yield from _labelled(model, texts, texts)
         return
@@ -53,12 +53,13 @@ def _labelled(model: TrainedModel, inputs: Sequence, names: Sequence[str]) -> It
         yield f"{model.card.labels[best]}\t{row[best]:.3f}\t{name}"
 
 
-def read_texts(inputs: Sequence[str], settings: DomainConfig) -> list[str]:
+def read_texts(inputs: Sequence[str], model: TrainedModel) -> list[str]:
     """All texts with single spaces; raises DataError for every input that is no text and no file that can be read."""
+    settings, labels = model.config.domains[model.card.domain], model.card.labels
     texts, problems = [], []
     for given in inputs:
         try:
-            texts += _texts(given, settings)
+            texts += _texts(given, settings, labels)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -66,7 +67,7 @@ def read_texts(inputs: Sequence[str], settings: DomainConfig) -> list[str]:
     return texts
 
 
-def _texts(given: str, settings: DomainConfig) -> list[str]:
+def _texts(given: str, settings: DomainConfig, labels: Collection[str]) -> list[str]:
     """What a file holds, or the text itself."""
     path = Path(given)
     try:
@@ -80,7 +81,7 @@ def _texts(given: str, settings: DomainConfig) -> list[str]:
     if not is_file and FILE_NAME.fullmatch(given):
         raise DataError("there is no such file", where=given, mend="a text of one word needs a space: 'word '")
     try:
-        texts = read_unlabelled(path, settings) if is_file else [" ".join(given.split())]
+        texts = read_unlabelled(path, settings, labels) if is_file else [" ".join(given.split())]
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=given) from None
     if not any(texts):

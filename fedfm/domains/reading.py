@@ -18,6 +18,7 @@ SPLIT_NAMES = {  # the words that `datasets` takes for them
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+EVALUATION = ("eval", "evaluation")  # of a source with a test split beside it: what is looked at while training
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Reading:
     def problem(self, what: str, where: str, mend: str = "") -> None:
         self.problems.append(Problem(what, where, mend))
 
-    def has_column(self, column: str, key: str, found: Collection[str], where: str) -> bool:
+    def has_column(self, column: str, key: str, found: Collection[str], where: str, mend: str = "") -> bool:
         """Is the column that the configuration's `key` names there? If not, that becomes a problem."""
         if column not in found:
             what = f'no column "{column}".{did_you_mean(column, found)} Columns here: {", ".join(found)}'
-            self.problem(what, where, f'set {key} = "..." in the domain\'s table')
+            self.problem(what, where, mend or f'set {key} = "..." in the domain\'s table')
         return column in found
 
     def refuse(self) -> None:
@@ -121,37 +122,46 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
-def split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Split name -> file, train first, for files such as `train.csv` and `dev.csv`.
-
-    Raises DataError when a split has two files.
-    """
-    files = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.is_file())
-    return by_split(files, folder)
+def split_files(suffixes: Sequence[str], reading: Reading) -> dict[str, Path]:
+    """Split name -> file, train first, for the source's files such as `train.csv` and `dev.csv`. Raises DataError."""
+    files = sorted(reading.root.iterdir())
+    return by_split((path for path in files if path.suffix.lower() in suffixes and path.is_file()), reading)
 
 
-def by_split(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Split name -> path, train first, of the paths in `folder` that are named as a split. Raises DataError."""
+def by_split(paths: Iterable[Path], reading: Reading) -> dict[str, Path]:
+    """Split name -> path, train first, of the source's paths that are named as a split. Raises DataError."""
     names = {path.name: path for path in paths}
     stems = {name: name if path.is_dir() else path.stem for name, path in names.items()}
-    return {split: names[name] for split, name in splits_among(stems, str(folder)).items()}
+    return {split: names[name] for split, name in splits_among(stems, reading).items()}
 
 
-def splits_among(names: Mapping[str, str] | Iterable[str], where: str) -> dict[str, str]:
+def splits_among(names: Mapping[str, str] | Iterable[str], reading: Reading) -> dict[str, str]:
     """Split -> the name that is one's, train first; a mapping gives each name the word to look at.
 
-    Raises DataError when a split has two.
+    Of several for a split the one with the split's own name is taken, with a warning of the others; without such a one
+    DataError is raised. `eval` beside `test` is the validation split, if nothing else is: so `datasets` and the Trainer
+    of transformers are used.
     """
     words = names if isinstance(names, Mapping) else {name: name for name in names}
-    found: dict[str, str] = {}
-    for name, word in words.items():
-        split = split_of(word)
-        if split is not None and split in found:
-            what = f'"{found[split]}" and "{name}" both look like the {split} split'
-            raise DataError(what, where=where, mend="leave one of them there")
-        if split is not None:
-            found[split] = name
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
+    looks_like = {split: [name for name, word in words.items() if split_of(word) == split] for split in SPLIT_NAMES}
+    test = next((name for name in looks_like["test"] if words[name].lower() == "test"), None)
+    evaluation = [name for name in looks_like["test"] if words[name].lower() in EVALUATION]
+    if test is not None and evaluation and not looks_like["validation"]:
+        looks_like["validation"] = evaluation
+        looks_like["test"] = [name for name in looks_like["test"] if name not in evaluation]
+        reading.warnings.append(f'"{evaluation[0]}", beside "{test}", is read as the validation split')
+    return {split: _one_of(found, split, words, reading) for split, found in looks_like.items() if found}
+
+
+def _one_of(names: Sequence[str], split: str, words: Mapping[str, str], reading: Reading) -> str:
+    """The one of `names` to read as `split`; the others are told."""
+    first, *others = [name for name in names if words[name].lower() == split] or names
+    if others:
+        what = f'"{first}" and "{others[0]}" both look like the {split} split'
+        mend = "give a folder, or a copy of the dataset (save_to_disk), that has only one of them"
+        raise DataError(what, where=str(reading.root), mend=mend)
+    reading.warnings += [f'"{name}" is not used: "{first}" is the {split} split' for name in names if name != first]
+    return first
 
 
 def require_train(splits: dict[str, Path], folder: Path) -> None:

@@ -156,6 +156,14 @@ def test_columns_of_tokens_and_tags_give_their_tokens(tiny_run, tmp_path, name):
     assert [[word.rpartition("/")[0] for word in line.split()] for line in lines] == [["Anna", "Lee"], ["left"]]
 
 
+@pytest.mark.parametrize("text", ["Vitamin B-12", "I love O", "By E-mail.\nBy S-Bahn"])
+def test_words_that_look_like_tags_stay(tiny_run, tmp_path, text):
+    (tmp_path / "one.txt").write_text(text, encoding="utf-8")
+    lines = [*predict_lines(tiny_run, [str(tmp_path / "one.txt")], "ner")]
+    found = [" ".join(word.rpartition("/")[0] for word in line.split()) for line in lines]
+    assert found == text.split("\n")
+
+
 def test_tokens_without_tags_and_lines_of_words(tiny_run, tmp_path):
     (tmp_path / "x.conll").write_text("Anna\nLee\n\nleft\n", encoding="utf-8")
     (tmp_path / "x.txt").write_text("Anna Lee\nleft\n", encoding="utf-8")

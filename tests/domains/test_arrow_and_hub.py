@@ -68,6 +68,23 @@ def test_splits_by_their_usual_names(tmp_path):
     assert data.warnings == ('the split "unsupervised" is not used',)
 
 
+def test_of_several_splits_the_one_with_the_usual_name_is_read(tmp_path):
+    def columns(name):
+        return {"text": [f"{name} 0", f"{name} 1"], "label": [0, 1]}
+
+    names = ("train", "eval", "test", "testing", "unsupervised")
+    data = read_source(save_dict(tmp_path / "x", TEXT_FEATURES, **{name: columns(name) for name in names}), TEXTS, 0)
+    assert [split.inputs[0] for split in data.splits().values()] == ["train 0", "eval 0", "test 0"]
+    assert data.warnings == (
+        '"eval", beside "test", is read as the validation split',
+        '"testing" is not used: "test" is the test split',
+        'the split "unsupervised" is not used',
+    )
+    names = ("train", "dev", "val")
+    path = save_dict(tmp_path / "y", TEXT_FEATURES, **{name: columns(name) for name in names})
+    assert '"dev" and "val" both look like the validation split' in refusal(path)
+
+
 @pytest.mark.parametrize("wrap", [{"_type": "List"}, {"_type": "Sequence", "length": -1}])
 def test_tokens_and_numbered_tags(tmp_path, wrap):
     features = {"tokens": {"feature": {"_type": "Value"}, **wrap}, "ner_tags": {"feature": PERSONS, **wrap}}
@@ -171,5 +188,12 @@ def test_hub_id_with_the_package(monkeypatch):
     data = read_source(Path("owner/name"), TEXTS, 0)
     assert data.labels == ("negative", "positive") and data.test.inputs == tuple(f"test {i}" for i in range(4))
     assert len(data.sha256) == 64 and data.source == "owner/name"
+    splits |= {"eval": splits["test"], "testing": splits["train"]}
+    data = read_source(Path("owner/name"), TEXTS, 0)
+    assert data.validation.inputs == data.test.inputs == tuple(f"test {i}" for i in range(4))
+    assert data.warnings[0].startswith('"eval", beside "test"') and data.warnings[1].startswith('"testing" is not used')
+    splits["valid"] = splits["dev"] = splits["test"]
+    text = refusal(Path("owner/name"))
+    assert text.startswith('PATH: "valid" and "dev" both look like the validation split\n    mend: give a folder, or a')
     text = refusal(Path("owner/other"))
     assert "the hub gave no dataset: 'PATH'" in text and "HF_HUB_OFFLINE=1" in text

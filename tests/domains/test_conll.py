@@ -167,6 +167,16 @@ def test_two_files_for_a_split(tmp_path):
     assert '"dev.conll" and "val.conll" both look like the validation split' in refusal(tmp_path)
 
 
+def test_eval_beside_test_is_validation_and_of_two_files_the_one_with_the_splits_name_is_read(tmp_path):
+    write(tmp_path, train="a\tB-X\n", eval="b\tO\n", test="c\tO\n", testing="d\tO\n")
+    data = read_source(tmp_path, TOKENS, 0)
+    assert [split.inputs for split in data.splits().values()] == [(("a",),), (("b",),), (("c",),)]
+    assert data.warnings == (
+        '"eval.conll", beside "test.conll", is read as the validation split',
+        '"testing.conll" is not used: "test.conll" is the test split',
+    )
+
+
 def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "train.conll").write_bytes(b"a\tB-X\ncaf\xe9\tO\n")
     assert "train.conll, line 2: not UTF-8 text (byte 9 of the file)" in refusal(tmp_path)

@@ -150,8 +150,22 @@ def test_folders_named_training_and_testing_are_splits_and_others_are_told_of(tm
     assert data.labels == ("glioma", "none")
     assert len(data.train) + len(data.validation) == 8 and sorted(set(data.test.inputs.ravel())) == [9, 10, 11, 12]
     assert data.warnings[0] == "beside train, test these folders are no splits, and not read: extra"
-    (tmp_path / "test").mkdir()
-    assert '"Testing" and "test" both look like the test split' in refusal(tmp_path)
+    (tmp_path / "eval").mkdir()
+    assert '"Testing" and "eval" both look like the test split' in refusal(tmp_path)
+
+
+def test_of_folders_for_a_split_the_one_with_its_own_name_is_read(tmp_path):
+    for shade, split in enumerate(["train", "val", "validation", "eval", "test"]):
+        for label in ("a", "b"):
+            png(tmp_path / split / label / "0.png", np.full((4, 4), shade))
+    png(tmp_path / "extra" / "a" / "0.png", np.zeros((4, 4)))
+    data = read_source(tmp_path, IMAGES, 0)
+    assert [set(split.inputs.ravel()) for split in data.splits().values()] == [{0}, {2}, {4}]
+    assert data.warnings[:3] == (
+        '"val" is not used: "validation" is the validation split',
+        '"eval" is not used: "test" is the test split',
+        "beside train, validation, test these folders are no splits, and not read: extra",
+    )
 
 
 def test_images_that_the_memory_cannot_hold_are_refused(tmp_path, monkeypatch):

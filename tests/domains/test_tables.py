@@ -144,7 +144,8 @@ def test_an_empty_split_is_told(tmp_path):
                 "line 4: JSON that cannot be read",
             ],
         ),
-        ("x.csv", "text;label\na;b\n", ["line 1: the cells are parted by semicolons", "save it with commas"]),
+        ("x.csv", "text;label\na;b\n", ["line 1: the cells are parted by semicolons", "with commas between the cells"]),
+        ("x.csv", "Satz;Klasse\na;b\n", ["line 1: the cells are parted by semicolons", 'field delimiter ","']),
         ("x.csv", "text\tlabel\na\tb\n", ["line 1: the cells are parted by tabs"]),
         ("x.csv", "text,label,text\na,b,c\n", ['line 1: 2 columns are named "text"']),
         ("x.parquet", "no parquet", ["x.parquet: not a Parquet file that can be read"]),
@@ -193,8 +194,52 @@ def test_names_of_splits_are_those_that_datasets_takes(tmp_path, names):
         (tmp_path / f"{name}.jsonl").write_text(lines((f"a{number}", "x"), (f"b{number}", "y")))
     data = read_source(tmp_path, TEXTS, 0)
     assert [split.inputs for split in data.splits().values()] == [("a0", "b0"), ("a1", "b1"), ("a2", "b2")]
-    (tmp_path / "test.csv").write_text("text,label\nc,x\n")
+    (tmp_path / "Evaluation.csv").write_text("text,label\nc,x\n")
     assert "both look like the test split" in refusal(tmp_path)
+    (tmp_path / "test.csv").write_text("text,label\nc,x\n")
+    data = read_source(tmp_path, TEXTS, 0)
+    assert data.test.inputs == ("c",) and data.validation.inputs == ("a1", "b1")
+    assert '"Evaluation.csv" is not used: "test.csv" is the test split' in data.warnings
+
+
+def csv_files(folder, *names):
+    for name in names:
+        (folder / name).write_text(f"text,label\n{name} x,x\n{name} y,y\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "warnings"),
+    [
+        (("train", "eval", "test"), ("train", "eval", "test"), ('"eval.csv", beside "test.csv", is read as the val',)),
+        (("Training", "Evaluation", "Test"), ("Training", "Evaluation", "Test"), ('"Evaluation.csv", beside "Test',)),
+        (("train", "dev", "validation", "test"), ("train", "validation", "test"), ('"dev.csv" is not used: "valida',)),
+        (("train", "training", "dev", "test"), ("train", "dev", "test"), ('"training.csv" is not used: "train.csv"',)),
+        (("train", "dev", "eval", "test"), ("train", "dev", "test"), ('"eval.csv" is not used: "test.csv" is the te',)),
+        (("train", "dev", "eval"), ("train", "dev", "eval"), ()),
+    ],
+)
+def test_several_names_for_a_split(tmp_path, names, read, warnings):
+    """The split's own name counts; eval beside test is the validation split where there is no other."""
+    csv_files(tmp_path, *(f"{name}.csv" for name in names))
+    data = read_source(tmp_path, TEXTS, 0)
+    assert [split.inputs[0] for split in data.splits().values()] == [f"{name}.csv x" for name in read]
+    assert len(data.warnings) == len(warnings)
+    assert all(said.startswith(start) for said, start in zip(data.warnings, warnings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("dev.csv", "val.csv"), "validation"),
+        (("eval.csv", "testing.csv"), "test"),
+        (("eval.csv", "evaluation.csv", "test.csv"), "validation"),
+        (("test.csv", "test.jsonl", "testing.csv"), "test"),
+    ],
+)
+def test_two_files_for_a_split_of_which_neither_has_the_right_to_it(tmp_path, names, split):
+    csv_files(tmp_path, "train.csv", *names)
+    said = refusal(tmp_path)
+    assert f"both look like the {split} split\n    mend: give a folder, or a copy of the dataset" in said
 
 
 def test_nothing_there_and_nothing_that_fits(tmp_path):

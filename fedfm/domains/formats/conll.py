@@ -18,7 +18,7 @@ def is_conll_file(path: Path) -> bool:
 
 
 def is_conll_folder(path: Path) -> bool:
-    return path.is_dir() and bool(split_files(path, SUFFIXES))
+    return path.is_dir() and bool(split_files(SUFFIXES, Reading(path)))
 
 
 def read_conll_file(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
@@ -27,7 +27,7 @@ def read_conll_file(path: Path, settings: DomainConfig, reading: Reading) -> Raw
 
 
 def read_conll_folder(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
-    files = split_files(path, SUFFIXES)
+    files = split_files(SUFFIXES, reading)
     require_train(files, path)
     splits = {split: parse(reading.text(file), file, reading) for split, file in files.items()}
     return RawSource(rewrite(splits, settings.strict_tags, reading))

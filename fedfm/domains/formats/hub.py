@@ -35,7 +35,7 @@ def read_hub(hub_id: str, settings: DomainConfig, reading: Reading) -> tuple[Raw
         raise DataError(what, where=hub_id, mend=mend) from None
     tables = {
         split: (found[name].with_format("arrow")[:], found[name].features.to_dict(), f"{hub_id}, {name}")
-        for split, name in splits_among(list(found), hub_id).items()
+        for split, name in splits_among(list(found), reading).items()
     }
     return source_from_tables(tables, settings, reading, whole=False), _sha256([tables[s][0] for s in sorted(tables)])
 

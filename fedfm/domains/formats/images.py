@@ -13,7 +13,7 @@ import psutil
 from PIL import Image
 
 from fedfm.config import DomainConfig
-from fedfm.domains.reading import RawSource, RawSplit, Reading, by_split, require_train
+from fedfm.domains.reading import RawSource, RawSplit, Reading, by_split, require_train, split_of
 from fedfm.errors import DataError, did_you_mean
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -109,10 +109,10 @@ def _check_labels(
 
 def read_image_folder(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
     """`train/<label>/*.png` (and `val`, `test`), or `<label>/*.png` in a folder that knows no splits."""
-    folders = by_split(_sub_folders(path), path)
+    folders = by_split(_sub_folders(path), reading)
     if folders:
         require_train(folders, path)
-        others = [folder.name for folder in _sub_folders(path) if folder not in folders.values()]
+        others = [folder.name for folder in _sub_folders(path) if split_of(folder.name) is None]
         if others:
             names = f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
             reading.warnings.append(f"beside {', '.join(folders)} these folders are no splits, and not read: {names}")

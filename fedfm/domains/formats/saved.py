@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fedfm.config import DomainConfig, Task
 from fedfm.domains.formats.arrow import Features, source_from_tables, task_of_features
-from fedfm.domains.reading import RawSource, Reading, splits_among
+from fedfm.domains.reading import RawSource, Reading, split_of, splits_among
 from fedfm.errors import DataError
 
 
@@ -41,9 +41,8 @@ def _split_folders(path: Path, reading: Reading) -> dict[str, Path]:
     if not (path / "dataset_dict.json").is_file():
         return {"train": path}
     names = _entry(path / "dataset_dict.json", "splits")
-    found = splits_among(names, str(path))
-    unused = [name for name in names if name not in found.values()]
-    reading.warnings += [f'the split "{name}" is not used' for name in unused]
+    found = splits_among(names, reading)
+    reading.warnings += [f'the split "{name}" is not used' for name in names if split_of(name) is None]
     return {split: path / name for split, name in found.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ LABEL_FILE = "labels.json"
 MEND_OF_HALVES = r"characters beyond U+FFFF are two halves in JSON, as in \ud83d\ude00: write both, or neither"
 LONGEST_CELL = 2**31 - 1  # Python's csv stops at 131,072 characters, which a court's judgment is beyond
 PARTED_BY = {";": "semicolons", "\t": "tabs", "|": "upright strokes"}
+# Excel's "CSV (comma delimited)" is no advice: where decimals have a comma it writes semicolons under that name
+MEND_OF_SIGNS = 'save it with commas between the cells: LibreOffice (field delimiter ",") and to_csv of pandas can'
 
 
 def is_table_file(path: Path) -> bool:
@@ -29,7 +31,7 @@ def is_table_file(path: Path) -> bool:
 
 
 def is_table_folder(path: Path) -> bool:
-    return path.is_dir() and bool(split_files(path, SUFFIXES))
+    return path.is_dir() and bool(split_files(SUFFIXES, Reading(path)))
 
 
 def read_table_file(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
@@ -38,7 +40,7 @@ def read_table_file(path: Path, settings: DomainConfig, reading: Reading) -> Raw
 
 
 def read_table_folder(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
-    files = split_files(path, SUFFIXES)
+    files = split_files(SUFFIXES, reading)
     require_train(files, path)
     splits, order = {}, _declared_labels(path, reading)
     for split, file in files.items():
@@ -148,15 +150,30 @@ def _json_records(path: Path, columns: Columns, reading: Reading) -> Records:
 
 def _fits(header: list[str], columns: Columns, where: str, reading: Reading) -> bool:
     """Has a CSV's header the columns, and each of them once?"""
-    sign = next((sign for sign in PARTED_BY if len(header) == 1 and sign in header[0]), "")
-    if sign:
+    if sign := _sign_between(header, columns):
         what = f"the cells are parted by {PARTED_BY[sign]}, and a CSV file's are by commas"
-        reading.problem(what, where, "save it with commas, as CSV (comma delimited) or CSV UTF-8")
+        reading.problem(what, where, MEND_OF_SIGNS)
         return False
+    # who gives texts alone cannot set columns any more, and may not know that the first line is none of the texts
+    text = columns["text-column"]
+    unlabelled = f'the first line must name the columns, one of them "{text}"; or give the texts as .txt, one a line'
+    mend = "" if "label-column" in columns else unlabelled
     twice = [name for name in columns.values() if header.count(name) > 1]
     for name in twice:
         reading.problem(f'{header.count(name)} columns are named "{name}"', where, "give each column a name of its own")
-    return not twice and _has_columns(header, columns, where, reading)
+    return not twice and _has_columns(header, columns, where, reading, mend)
+
+
+def _sign_between(header: Sequence[str], columns: Columns) -> str:
+    """What parts the cells of a header in the place of commas; "" where that is unlikely.
+
+    Texts hold such signs, too: a single cell that has one is a header if a column's name is in it, or if it would have
+    to be two columns.
+    """
+    found = [sign for sign in PARTED_BY if len(header) == 1 and sign in header[0]]
+    cells = {sign: {cell.strip() for cell in header[0].split(sign)} for sign in found}
+    likely = [sign for sign in found if len(columns) > 1 or not cells[sign].isdisjoint(columns.values())]
+    return next(iter(likely), "")
 
 
 def half_character(text: str) -> str:
@@ -168,8 +185,8 @@ def half_character(text: str) -> str:
     return ""
 
 
-def _has_columns(found: Collection[str], columns: Columns, where: str, reading: Reading) -> bool:
-    there = [reading.has_column(column, key, found, where) for key, column in columns.items()]
+def _has_columns(found: Collection[str], columns: Columns, where: str, reading: Reading, mend: str = "") -> bool:
+    there = [reading.has_column(column, key, found, where, mend) for key, column in columns.items()]
     return all(there)  # after a look for each of them: both may be missing
 
 

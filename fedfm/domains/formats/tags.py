@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedfm.domains.reading import RawSplit, Reading
 
-_TAG = re.compile(r"O|[BIESLU]-.+")
+TAG = re.compile(r"O|[BIESLU]-.+")
 _MEND = "tags are O, or B-, I-, E-, S-, L-, U- before the type of an entity, e.g. B-PER"
 CONTINUING, SINGLE, CLOSING = "IEL", "SU", "ESLU"
 
@@ -78,7 +78,7 @@ def rewrite(splits: Mapping[str, RawSplit], strict: bool, reading: Reading) -> d
 
 def _check_tags(raw: RawSplit, strict: bool, reading: Reading) -> None:
     for index, tags in enumerate(raw.labels):
-        wrong = [position for position, tag in enumerate(tags) if not _TAG.fullmatch(tag)]
+        wrong = [position for position, tag in enumerate(tags) if not TAG.fullmatch(tag)]
         for position in wrong:
             reading.problem(f'unknown tag "{tags[position]}"', raw.where(index, position), _MEND)
         if wrong or not strict:
