@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+MUCH = 2**14  # values that a convolution makes for a site, from which on the sites come one after the other on a CPU
+
 
 class Active:
     """How many rows take part in the present step; one object shared by all modules of a model."""
@@ -57,7 +59,21 @@ class RowModule(nn.Module, ABC):
         """The start value of one row of `attribute`, float32."""
 
 
-class RowLinear(RowModule):
+class _Affine(RowModule):
+    """Of one site weight and bias are bound as an ordinary layer's: views of them would be operators at each step."""
+
+    def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
+        return super().bind(attribute, rows[0] if len(rows) == 1 else rows)
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Those of one site `[out, in, ...]` and `[out]`, or of the active rows with a dimension more."""
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if bias.dim() > 1:
+            weight, bias = (weight[0], bias[0]) if self.k == 1 else (self.row("weight"), self.row("bias"))
+        return weight, bias
+
+
+class RowLinear(_Affine):
     """`x [k*B, ..., in] -> [k*B, ..., out]` with a weight and a bias for each site.
 
     `deviation`: standard deviation of the weight's start values.
@@ -68,9 +84,9 @@ class RowLinear(RowModule):
         self.out_features, self.deviation = out_features, deviation
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.row("weight"), self.row("bias")
-        if len(weight) == 1:
-            return F.linear(x, weight.view(weight.shape[1:]), bias.view(-1))
+        weight, bias = self.weight_and_bias()
+        if self.k == 1:
+            return F.linear(x, weight, bias)
         flat = x.reshape(self.k, -1, x.shape[-1])
         return torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2)).view(*x.shape[:-1], self.out_features)
 
@@ -178,8 +194,12 @@ class RowLayerNorm(RowModule):
         return getattr(self.like[0], attribute).detach().float().cpu()
 
 
-class RowConv2d(RowModule):
-    """A convolution with weights for each site, as one grouped convolution: `[k*B, C, h, w] -> [k*B, C', h', w']`."""
+class RowConv2d(_Affine):
+    """A convolution with weights for each site: `[k*B, C, h, w] -> [k*B, C', h', w']`.
+
+    As one grouped convolution, or, on a CPU, one site after the other where each has much to do: grouped, the images
+    of all sites are laid out anew, which on 64 x 64 pixels takes two to three times as long as the sum.
+    """
 
     def __init__(self, active: Active, channels: int, out_channels: int, kernel: int, stride: int, padding: int):
         super().__init__(active, {"weight": (out_channels, channels, kernel, kernel), "bias": (out_channels,)})
@@ -187,18 +207,28 @@ class RowConv2d(RowModule):
         self.is_pointwise = kernel == stride == 1 and padding == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        k, (_, c, h, w) = self.k, x.shape
-        if k > 1 and self.is_pointwise:  # a grouped convolution of one pixel takes twice the time of this product
-            flat = x.view(k, -1, c, h * w).transpose(1, 2).flatten(2)
-            y = torch.baddbmm(self.row("bias")[:, :, None], self.row("weight").flatten(2), flat)
-            return y.view(k, -1, len(x) // k, h, w).transpose(1, 2).flatten(0, 1)
-        wide = x if k == 1 else x.view(k, -1, c, h, w).transpose(0, 1).reshape(-1, k * c, h, w)
-        y = F.conv2d(
-            wide, self.row("weight").flatten(0, 1), self.row("bias").flatten(), self.stride, self.padding, 1, k
-        )
+        k, (weight, bias) = self.k, self.weight_and_bias()
         if k == 1:
-            return y
+            return F.conv2d(x, weight, bias, self.stride, self.padding)
+        if self.is_pointwise:  # a grouped convolution of one pixel takes twice the time of this product
+            return self._pointwise(x, weight, bias)
+        if x.device.type == "cpu" and self._out_values(x) >= k * MUCH:
+            sites = zip(x.chunk(k), weight.unbind(), bias.unbind(), strict=True)
+            return torch.cat([F.conv2d(part, w, b, self.stride, self.padding) for part, w, b in sites])
+        wide = x.view(k, -1, *x.shape[1:]).transpose(0, 1).reshape(-1, k * x.shape[1], *x.shape[2:])
+        y = F.conv2d(wide, weight.flatten(0, 1), bias.flatten(), self.stride, self.padding, 1, k)
         return y.view(y.shape[0], k, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+    def _pointwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        k, (_, c, h, w) = self.k, x.shape
+        flat = x.view(k, -1, c, h * w).transpose(1, 2).flatten(2)
+        y = torch.baddbmm(bias[:, :, None], weight.flatten(2), flat)
+        return y.view(k, -1, len(x) // k, h, w).transpose(1, 2).flatten(0, 1)
+
+    def _out_values(self, x: Tensor) -> int:
+        kernel = self.shapes["weight"][-1]
+        sides = [(side + 2 * self.padding - kernel) // self.stride + 1 for side in x.shape[2:]]
+        return len(x) * self.shapes["weight"][0] * math.prod(sides)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]

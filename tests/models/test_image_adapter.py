@@ -11,6 +11,8 @@ from model_helpers import image_card, make_bound, make_config
 from torch import nn
 
 from fedfm.errors import ModelError
+from fedfm.models import rows
+from fedfm.models.adapters import _HalfSize
 from fedfm.models.body import load_body
 from fedfm.models.site_model import build_model
 
@@ -148,3 +150,57 @@ def test_more_tokens_are_finer():
     counts = [make_bound(make_config(f"body.image-tokens={n}"), image_card(1, 64, 64)) for n in (16, 64, 256)]
     sides = [matrix.columns["adapter.positions.rows"][2][0] for matrix in counts]
     assert sides == [math.isqrt(n) for n in (16, 64, 256)]
+
+
+def ties(*shape):
+    """Values of which many are equal, as in a picture with a plain background."""
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 2, 8, 6), (2, 3, 7, 9), (1, 1, 2, 2), (1, 4, 3, 3)])
+def test_pooling_is_that_of_torch_to_the_digit_and_where_values_are_equal(shape, dtype):
+    for values in (torch.randn(shape, generator=torch.Generator().manual_seed(1)), ties(*shape)):
+        x = values.to(dtype).requires_grad_()
+        theirs, ours = nn.MaxPool2d(2)(x), _HalfSize()(x)
+        change = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+        assert torch.equal(ours, theirs)
+        assert torch.equal(*(torch.autograd.grad(y, x, change)[0] for y in (ours, theirs)))
+
+
+@pytest.mark.parametrize("much", [1, 10**9], ids=["one site after the other", "grouped"])
+def test_a_convolution_of_three_sites_is_that_of_each_alone(much, monkeypatch):
+    """Both ways of computing it, against torch's own at every site: values and all gradients, 1e-12 in float64."""
+    monkeypatch.setattr(rows, "MUCH", much)
+    draw = torch.Generator().manual_seed(0)
+    active = rows.Active()
+    active.rows = 3
+    layer = rows.RowConv2d(active, 2, 4, 3, 2, 1)
+    weight, bias = (torch.randn(3, *layer.shapes[n], generator=draw, dtype=torch.float64) for n in ("weight", "bias"))
+    tensors = [layer.bind("weight", weight), layer.bind("bias", bias)]
+    x = torch.randn(3 * 5, 2, 9, 7, generator=draw, dtype=torch.float64).requires_grad_()
+    y = layer(x)
+    change = torch.randn(y.shape, generator=draw, dtype=torch.float64)
+    found = torch.autograd.grad(y, [x, *tensors], change)
+    for site, part in enumerate(x.detach().chunk(3)):
+        own = [value.detach().clone().requires_grad_() for value in (part, weight[site], bias[site])]
+        alone = nn.functional.conv2d(*own, stride=2, padding=1)
+        here = slice(5 * site, 5 * site + 5)
+        torch.testing.assert_close(y[here], alone, rtol=0, atol=1e-12)
+        wanted = torch.autograd.grad(alone, own, change[here])
+        for one, other in zip((found[0][here], found[1][site], found[2][site]), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_on_a_cpu_large_images_are_not_grouped(monkeypatch):
+    """64 x 64 pixels of eight sites, grouped, take thrice as long; what decides is how many values a site makes."""
+    active, groups = rows.Active(), []
+    active.rows = 2
+    own = nn.functional.conv2d
+    monkeypatch.setattr(rows.F, "conv2d", lambda *a: groups.append(a[6] if len(a) > 6 else 1) or own(*a))
+    layer = rows.RowConv2d(active, 1, 16, 3, 2, 1)
+    for name in layer.shapes:
+        layer.bind(name, torch.zeros(2, *layer.shapes[name]))
+    for side in (64, 62):  # 16 channels of 32 x 32 are 2**14 values
+        layer(torch.zeros(2, 1, side, side))
+    assert groups == [1, 1, 2]
