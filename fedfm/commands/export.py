@@ -36,12 +36,12 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     """
     folder, target = Path(run), Path(destination)
     cards = read_cards(folder)
-    new_folder(target)
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     for site in sites:
         if site not in info["sites"]:
             what = f'the run has no site "{site}".{did_you_mean(site, info["sites"])}'
             raise UserError(what, where=str(folder), mend=f"its sites: {', '.join(info['sites'])}")
+    new_folder(target)
     site_of = {info["sites"][site]["domain"]: site for site in sites}
     models = {domain: load_model(folder, domain, site_of.get(domain, "")) for domain in cards}
     config = next(iter(models.values())).config

@@ -34,18 +34,25 @@ def _tag_order(label: str) -> tuple[bool, str, str]:
     return (label != "O", kind if dash and prefix in "BI" else label, prefix)
 
 
-def check_together(domain: str, cards: Sequence[SiteCard]) -> list[str]:
+def check_together(domain: str, cards: Sequence[SiteCard], missing: Sequence[str] = ()) -> list[str]:
     """Warnings of a domain whose sites each have a source of their own. Raises DataError where they cannot train.
 
-    What a site lacks others may have: it is looked for here, in the counts that the sites tell.
+    What a site lacks others may have: it is looked for here, in the counts that the sites tell. `missing`: sites that
+    may come later, and bring the classes that those of `cards` only know by name.
     """
     tagged = cards[0].task == "token-classification"
     trained = {name for card in cards for name in _names(card, "train", tagged)}
-    if found := nothing_to_tell_apart(trained, tagged):
-        mend = "a classifier needs examples of two classes, at one site or at several"
-        what = f"the training data of all its sites together have {found}"
-        raise DataError(what, where=f"domain {domain}", mend="" if tagged else mend)
     warnings = []
+    if found := nothing_to_tell_apart(trained, tagged):
+        known = {label for card in cards for label in card.labels} - ({"O"} if tagged else set())
+        if not missing or nothing_to_tell_apart(known, tagged):
+            mend = "a classifier needs examples of two classes, at one site or at several"
+            what = f"the training data of all its sites together have {found}"
+            raise DataError(what, where=f"domain {domain}", mend="" if tagged else mend)
+        warnings.append(
+            f"the training data of the sites of domain {domain} that are there have {found}: nothing can be learned "
+            f"before {_any_of(missing)} comes"
+        )
     for card in cards:
         for split in ("validation", "test"):
             if unseen := sorted(_names(card, split, tagged) - trained):
@@ -64,13 +71,18 @@ def _strangers(domain: str, cards: Sequence[SiteCard]) -> list[str]:
         f"site {card.site} shares no label with the other sites of domain {domain}: it has "
         f"{_listed(label for label in card.labels if label != 'O')}"
         for card in cards
-        if len(cards) > 1 and shared.isdisjoint(card.labels)
+        if len(cards) > 1 and shared.isdisjoint(card.labels) and not {"O"}.issuperset(card.labels)
     ]
 
 
 def _names(card: SiteCard, split: str, tagged: bool) -> set[str]:
     """Classes, or entity types, of which a site has examples."""
     return {name for name, count in card.label_counts[split].items() if count and not (tagged and name == "sentences")}
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """The first three."""
+    return " or ".join(names[:3]) + (" or another" if len(names) > 3 else "")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -59,11 +59,15 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
         cards = [card for _, card in sorted(roll.cards.items()) if card.domain == domain]
         roll.domains[domain] = agree(domain, cards)
         if config.engine.superlink or any(site.source for site in config.domains[domain].site):  # of their own
-            for sentence in check_together(domain, cards):
+            for sentence in check_together(domain, cards, _missing_of(domain, missing, config)):
                 say(sentence)
     roll.domains = {domain: roll.domains[domain] for domain in config.domains}
     _check_watched(config, roll)
     return roll
+
+
+def _missing_of(domain: str, missing: Collection[str], config: RunConfig) -> list[str]:
+    return [site for site in config.domains[domain].site_names(domain) if site in missing]
 
 
 def too_few(config: RunConfig, there: Mapping[str, str]) -> dict[str, str]:

@@ -230,6 +230,8 @@ class RoundLoop:
         model = self.folder.path / "model"
         save_cards(model, self.sites.roll)
         save_file(weights, model / "weights.safetensors")
+        known = {"rounds": progress.round, "final_round": number, "final_weights_sha256": sha256(weights)}
+        self.folder.update(**known)  # before the test, which may fail: the model can be used
         if self.sites.scores_ride:
             self.attendance.look()
             now, scores = self._last_scores(now)
@@ -244,8 +246,7 @@ class RoundLoop:
             origin = "generated data\n" if domain in self.folder.info["generated"] else ""
             (reports / f"{domain}.txt").write_text(origin + text, encoding="utf-8")
         self.folder.update(
-            status=status, rounds=progress.round, best_round=progress.best_round, final_round=number,
-            final=scores.by_domain, final_personal=personal, final_weights_sha256=sha256(weights),
+            **known, status=status, best_round=progress.best_round, final=scores.by_domain, final_personal=personal,
             seconds=round(progress.seconds, 3), bytes_down=progress.bytes_down, bytes_up=progress.bytes_up,
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip

@@ -83,6 +83,8 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         bench.load(order, received, sites[:1])
         if order.model != "global":
             _make_own(order, bench, sites[0], told)
+            if sites[0] in told.left_out:  # the data that it was to be tuned on are refused
+                continue
         scored = evaluate_splits(bench.model, [splits[site] for site in sites])
         tallies += [one.tally for one in scored]
         _keep_items(order, sites, scored)

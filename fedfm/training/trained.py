@@ -83,10 +83,11 @@ def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
 
 
 def read_cards(folder: Path) -> dict[str, DomainCard]:
-    """Domain -> card of a run that reached its end. Raises UserError."""
-    file = folder / "model" / "domains.json"
-    if not (file.exists() and (folder / "model" / "weights.safetensors").exists()):
-        if (folder / "run.json").exists():
+    """Domain -> card of a run that has its final model. Raises UserError."""
+    file, info = folder / "model" / "domains.json", folder / "run.json"
+    is_there = file.exists() and (folder / "model" / "weights.safetensors").exists()
+    if not (is_there and "final_round" in json.loads(info.read_text(encoding="utf-8"))):
+        if info.exists():
             raise UserError("this run has not reached its end", where=str(folder), mend=f"fedfm resume {folder}")
         raise UserError("not a run folder", where=str(folder), mend="give the folder that `fedfm run` printed last")
     rows = json.loads(file.read_text(encoding="utf-8"))

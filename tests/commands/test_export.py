@@ -250,3 +250,9 @@ def test_what_lies_beside_the_shared_adapter_is_exported_too(tmp_path, name):
     theirs = hidden_states(load_with_adapter(target, own if own.exists() else target / "adapter"), target)
     assert own.exists() == (name == "dual-lora")
     assert_same(hidden_in_fedfm(run), theirs, 1e-12)
+
+
+def test_a_site_that_is_unknown_makes_no_folder(tiny_run, tmp_path):
+    with pytest.raises(UserError, match='the run has no site "nope"'):
+        export(tiny_run, tmp_path / "export", ["nope"])
+    assert not (tmp_path / "export").exists()

@@ -198,6 +198,16 @@ def test_refusals_of_runs_and_domains(tiny_run, tmp_path):
     )
 
 
+def test_a_model_whose_run_did_not_come_to_its_end_is_not_used(tmp_path):
+    run = make_run(tmp_path, 'sharing."head.*"=private')
+    info = json.loads((run / "run.json").read_text())
+    del info["final_round"]  # as of a run that was killed between writing the model and saying of which round it is
+    (run / "run.json").write_text(json.dumps(info))
+    assert str(refusal(run, ["x"], "finance", "finance-1")).endswith(
+        f"this run has not reached its end\n    mend: fedfm resume {run}"
+    )
+
+
 def test_a_private_head_needs_its_site_and_the_only_domain_no_name(tmp_path):
     finance = {"finance": {**DOMAINS["finance"], "sites": 2}}
     run = make_run(tmp_path, 'sharing."head.*"=private', domains=finance)

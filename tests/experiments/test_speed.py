@@ -189,6 +189,14 @@ def test_the_readme_quotes_the_table_and_counts_the_goals():
     assert said == [len(goals), goals.count("met")]
 
 
+@pytest.mark.parametrize("engine", ["k1", "auto"])
+def test_idle_sites_all_answer_and_the_run_ends(speed, engine):
+    """S1: sites that train nothing, of which one is scored at the end."""
+    found = speed("s1").run(engine, 3, 12, 12)
+    assert found["updates"] == found["expected"] == 36
+    assert len(found["cpus"]) == len(found["walls"]) == 3 and min(found["cpus"]) > 0
+
+
 @pytest.mark.slow
 def test_two_cells_take_turns_and_one_that_fails_says_why(speed, tmp_path):
     found = speed("harness").side_by_side("W1", ["floor", "k1", "nonsense"], 3, tmp_path, "--quick")

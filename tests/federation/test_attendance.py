@@ -118,6 +118,17 @@ def test_fewer_than_the_minimum_do_not_begin(tmp_path):
         play(config, Coming(NAMES, {1}))
 
 
+def test_sites_of_one_class_begin_where_others_may_come(tmp_path):
+    """A class each, as a pathological split gives it: the one that is there is told, and not refused."""
+    classes = {"partition": "pathological", "classes-per-site": 1, "max-examples": 30}
+    config = tiny(tmp_path, "rounds=2", finance={**THREE, **classes})
+    coming = Coming(NAMES, {1})
+    done = play(deployed(config), coming, listen=when("phase", 1, lambda: coming.here.update({2, 3})))
+    (said,) = (text for text in messages(done, "warning") if "have a single class" in text)
+    assert said.endswith("nothing can be learned before finance-2 or finance-3 comes")
+    assert done.folder.info["status"] == "finished" and done.folder.rounds["sites_used"].tolist()[-1] == 3
+
+
 def refusing(site: str) -> Callable[[Message, Message], Message]:
     def spoil(message: Message, reply: Message) -> Message:
         from fedfm.federation.messages import write_problem

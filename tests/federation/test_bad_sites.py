@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from federation_helpers import IMAGES, TEXTS, Outcome, Spoiler, events, outcome, tiny, train_federation
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from safetensors.numpy import load_file
 
 from fedfm import engines
 from fedfm.arrays import sha256
@@ -291,8 +292,9 @@ def test_a_run_whose_test_nobody_scores_has_not_finished_and_resume_asks_again(t
     with pytest.raises(RunError, match="no site has scored its test"):
         engines.run(config)
     (path,) = (found for found in tmp_path.iterdir() if found.is_dir())
-    assert RunFolder.open(path).info["status"] == "failed"
-    assert (path / "model" / "weights.safetensors").exists()
+    info = RunFolder.open(path).info
+    assert (info["status"], info["final_round"]) == ("failed", 1)
+    assert sha256(load_file(path / "model" / "weights.safetensors")) == info["final_weights_sha256"]
 
     engine(app)
     resumed = engines.resume(path)

@@ -9,6 +9,8 @@ from federation_helpers import tiny, train_federation
 
 from fedfm.domains import check_path
 from fedfm.errors import DataError
+from fedfm.federation.common_ground import check_together
+from fedfm.federation.messages import SiteCard
 
 TEXTS = {
     "good": ("profit rose", "a strong quarter"),
@@ -36,6 +38,13 @@ def write_words(folder: Path, entities: int) -> str:
         sentences = ["Acme\tB-ORG\nfell\tO\n"] * entities + ["it\tO\nrained\tO\n"] * 4
         (folder / f"{split}.conll").write_text("\n".join(sentences), encoding="utf-8")
     return str(folder)
+
+
+def card(site: str, labels: tuple[str, ...], **train: int) -> SiteCard:
+    """What a site tells that has these classes, or entity types, in its training split and nothing else."""
+    task = "token-classification" if "O" in labels else "text-classification"
+    counts = {"train": train, "validation": {}, "test": {}}
+    return SiteCard(site, "news", task, labels, None, counts, "own", "0" * 64)
 
 
 def own(task: str, **sources: str) -> dict:
@@ -88,6 +97,26 @@ def test_a_site_without_an_entity_learns_from_the_others_sites_without_any_do_no
         DataError, match="domain ner: the training data of all its sites together have no entity at all"
     ):
         train_federation(tiny(tmp_path / "runs", ner=own("token-classification", **sources)))
+
+
+def test_classes_that_only_a_missing_site_can_bring_are_waited_for():
+    """Two classes are known by name, of one there are examples: a later site may hold the other."""
+    here = [card("a", ("bad", "good"), good=4), card("b", ("bad", "good"), good=2)]
+    (said,) = check_together("news", here, ["c", "d"])
+    assert said == (
+        'the training data of the sites of domain news that are there have a single class, "good": nothing can be '
+        "learned before c or d comes"
+    )
+    with pytest.raises(DataError, match="all its sites together have a single class"):
+        check_together("news", here)
+    with pytest.raises(DataError, match="all its sites together have a single class"):  # one output: nothing may come
+        check_together("news", [card("a", ("good",), good=4)], ["c"])
+
+
+def test_sites_without_a_tag_are_no_strangers():
+    tags = ("O", "B-PER", "I-PER")
+    here = [card("a", tags, sentences=4, PER=4), card("b", ("O",), sentences=4), card("c", tags, sentences=1, PER=1)]
+    assert check_together("ner", here) == []
 
 
 def test_the_only_site_of_a_domain_is_held_to_all_of_it(tmp_path):

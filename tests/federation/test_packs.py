@@ -110,6 +110,28 @@ def test_a_site_whose_data_no_code_can_take_costs_the_others_of_its_pack_nothing
     assert told and told[0].endswith("UnicodeError: half a character")
 
 
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_site_that_cannot_be_tuned_takes_no_score_from_the_others(tmp_path, monkeypatch, at_once):
+    """Its test split can be read, its training split no longer: no score of its own model, and none is lost."""
+    from fedfm.federation import site
+
+    make = site.site_features
+
+    def breaks(order, name, split, *more):
+        if name == "finance-2" and split == "train":
+            raise UnicodeError("half a character")
+        return make(order, name, split, *more)
+
+    monkeypatch.setattr(site, "site_features", breaks)
+    config = unequal(tmp_path, f"engine.sites-at-once={at_once}", "strategy.name=fine-tune")
+    done = run_packed(config)
+    own = done.folder.metrics.query("scope == 'site' and split == 'test' and model == 'personal'")
+    assert set(own["name"]) == config.sites().keys() - {"finance-2"}
+    assert done.folder.info["final_personal"].keys() == config.domains.keys()
+    told = [e["message"] for e in done.events("warning") if "no test score of site finance-2" in e["message"]]
+    assert told and told[0].endswith("UnicodeError: half a character")
+
+
 def test_a_site_that_diverges_stays_out_of_the_mean_of_its_pack(tmp_path, monkeypatch):
     """Its row is poisoned after training; the others' mean is that of a federation without it."""
     from fedfm.training import local_round
