@@ -117,6 +117,11 @@ def _undecodable_lines(path: Path, content: bytes) -> list[Problem]:
     return problems
 
 
+def mend_of_texts(column: str) -> str:
+    """For who gives texts to a model that is there: the configuration of its run cannot be set any more."""
+    return f'the texts must stand in a column "{column}"; or give them as .txt, one a line'
+
+
 def split_of(name: str) -> str | None:
     """`"validation"` for `"dev"`; None when `name` is no split's name."""
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)

@@ -158,6 +158,19 @@ def test_refusals(tmp_path, name, content, messages):
         assert message in text
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('"text";"label"\n"a, b";"c"\n', "PATH, line 1: the cells are parted by semicolons"),
+        ('"text,label\na,b\n', "PATH, line 1: broken CSV: unexpected end of data"),
+    ],
+)
+def test_of_a_header_that_breaks_in_its_quotes_one_thing_is_said(tmp_path, content, message):
+    (tmp_path / "x.csv").write_text(content)
+    text = refusal(tmp_path / "x.csv")
+    assert message in text and text.count("line ") == 1 and "empty" not in text
+
+
 def test_whole_surrogate_pairs_long_texts_and_other_columns_twice(tmp_path):
     """A pair of halves is a character; a judgment of 200,000 letters is a text; what is not read may be as it likes."""
     path = tmp_path / "x.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from fedfm.config import DomainConfig
@@ -76,3 +77,14 @@ def test_a_csv_of_texts_alone_is_told_to_name_its_columns(tmp_path, first):
 def test_a_csv_with_other_signs_than_commas_is_told_so(tmp_path, sign, name):
     with pytest.raises(DataError, match=f"line 1: the cells are parted by {name}"):
         read(tmp_path, f"id{sign} text\n1{sign}Profit rose.\n", "x.csv", TEXTS)
+
+
+def test_of_other_tables_too_the_column_is_named_and_no_key_of_a_run_that_is_done(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, '{"sentence": "Profit rose."}\n', "x.jsonl", TEXTS)
+    (problem,) = caught.value.problems
+    assert problem.mend == 'the texts must stand in a column "text"; or give them as .txt, one a line'
+    pd.DataFrame({"sentence": ["Profit rose."]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError) as caught:
+        read_unlabelled(tmp_path / "x.parquet", TEXTS, LABELS)
+    assert caught.value.problems[0].mend == problem.mend

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from fedfm.config import DomainConfig, Task
 from fedfm.domains.formats import images
 from fedfm.domains.formats.tags import rewrite
-from fedfm.domains.reading import RawSource, RawSplit, Reading
+from fedfm.domains.reading import RawSource, RawSplit, Reading, mend_of_texts
 from fedfm.errors import DataError
 
 LabelOrder = tuple[str, ...] | None
@@ -29,7 +29,8 @@ def read_parquet(path: Path, settings: DomainConfig, reading: Reading) -> tuple[
 def read_texts(path: Path, settings: DomainConfig, reading: Reading) -> list[str]:
     """The texts of a Parquet file, which needs no labels; what is no text becomes a problem."""
     table, texts = _read_table(path, reading), []
-    if not reading.has_column(settings.text_column, "text-column", table.column_names, str(path)):
+    column = settings.text_column
+    if not reading.has_column(column, "text-column", table.column_names, str(path), mend_of_texts(column)):
         return []
     for row, value in enumerate(_values(table, settings.text_column, str(path))):
         try:

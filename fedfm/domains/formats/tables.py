@@ -11,7 +11,7 @@ from typing import Any
 
 from fedfm.config import DomainConfig
 from fedfm.domains.formats import arrow
-from fedfm.domains.reading import RawSource, RawSplit, Reading, require_train, split_files
+from fedfm.domains.reading import RawSource, RawSplit, Reading, mend_of_texts, require_train, split_files
 from fedfm.errors import did_you_mean
 
 Records = Iterator[tuple[int, dict[str, Any]]]
@@ -107,7 +107,8 @@ def _collect(records: Records, path: Path, settings: DomainConfig, reading: Read
 
 def _csv_records(path: Path, columns: Columns, reading: Reading) -> Records:
     csv.field_size_limit(LONGEST_CELL)
-    rows = csv.reader(io.StringIO(reading.text(path), newline=""), strict=True)
+    content = reading.text(path)
+    rows = csv.reader(io.StringIO(content, newline=""), strict=True)
     header: list[str] | None = None
     line = 1
     try:
@@ -123,13 +124,18 @@ def _csv_records(path: Path, columns: Columns, reading: Reading) -> Records:
             elif row:
                 yield first_line, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        reading.problem(f"broken CSV: {error}", f"{path}, line {line}", 'a quote inside a quoted text is doubled: ""')
-    if header is None:
-        reading.problem("the file is empty", str(path), "a CSV file starts with the names of its columns")
+        first = content.partition("\n")[0].replace('"', "")  # quoted cells with other signs between are broken, too
+        if header is not None or _is_parted_by_commas([first], columns, f"{path}, line 1", reading):
+            mend = 'a quote inside a quoted text is doubled: ""'
+            reading.problem(f"broken CSV: {error}", f"{path}, line {line}", mend)
+    else:
+        if header is None:
+            reading.problem("the file is empty", str(path), "a CSV file starts with the names of its columns")
 
 
 def _json_records(path: Path, columns: Columns, reading: Reading) -> Records:
     mend = 'each line holds one object: {"text": "...", "label": "..."}'
+    without = "" if "label-column" in columns else mend_of_texts(columns["text-column"])
     for number, line in enumerate(reading.text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -144,15 +150,13 @@ def _json_records(path: Path, columns: Columns, reading: Reading) -> Records:
             continue
         if not isinstance(record, dict):
             reading.problem("not a JSON object", where, mend)
-        elif _has_columns(record, columns, where, reading):
+        elif _has_columns(record, columns, where, reading, without):
             yield number, record
 
 
 def _fits(header: list[str], columns: Columns, where: str, reading: Reading) -> bool:
     """Has a CSV's header the columns, and each of them once?"""
-    if sign := _sign_between(header, columns):
-        what = f"the cells are parted by {PARTED_BY[sign]}, and a CSV file's are by commas"
-        reading.problem(what, where, MEND_OF_SIGNS)
+    if not _is_parted_by_commas(header, columns, where, reading):
         return False
     # who gives texts alone cannot set columns any more, and may not know that the first line is none of the texts
     text = columns["text-column"]
@@ -164,8 +168,8 @@ def _fits(header: list[str], columns: Columns, where: str, reading: Reading) -> 
     return not twice and _has_columns(header, columns, where, reading, mend)
 
 
-def _sign_between(header: Sequence[str], columns: Columns) -> str:
-    """What parts the cells of a header in the place of commas; "" where that is unlikely.
+def _is_parted_by_commas(header: Sequence[str], columns: Columns, where: str, reading: Reading) -> bool:
+    """If another sign parts the cells of a header, that becomes a problem.
 
     Texts hold such signs, too: a single cell that has one is a header if a column's name is in it, or if it would have
     to be two columns.
@@ -173,7 +177,10 @@ def _sign_between(header: Sequence[str], columns: Columns) -> str:
     found = [sign for sign in PARTED_BY if len(header) == 1 and sign in header[0]]
     cells = {sign: {cell.strip() for cell in header[0].split(sign)} for sign in found}
     likely = [sign for sign in found if len(columns) > 1 or not cells[sign].isdisjoint(columns.values())]
-    return next(iter(likely), "")
+    if likely:
+        what = f"the cells are parted by {PARTED_BY[likely[0]]}, and a CSV file's are by commas"
+        reading.problem(what, where, MEND_OF_SIGNS)
+    return not likely
 
 
 def half_character(text: str) -> str:
