@@ -214,6 +214,7 @@ class Intake:
             names = {"loss": "loss", "steps": "steps", "update-norm": "update_norm"}
             values = {column: told[name] for name, column in names.items() if name in told}
             rows.append((site, domain, "train", values, examples))
+            self.sites.used[site] = count.number
             count.used += 1
             count.used_of[domain] += 1
             if self.config.simulation.has_clock:

@@ -89,6 +89,7 @@ class Order:
     rank: int = 0  # of the LoRA of these sites; 0: body.lora-rank
     cards: tuple[DomainCard, ...] = ()  # train only: the domains whose data are pooled; empty: each site for itself
     shares: tuple[float, ...] = ()  # train only: the part of its steps that each site gets to; empty: all of them
+    used: tuple[int, ...] = ()  # of each site the last round whose update was used, 0: none; empty: all of them were
     source: str = ""  # at a real site, which fills it in: where its data lie
     beside: tuple[Scoring, ...] = ()  # to be scored as well; of a train order the weights received, before it trains
 
@@ -160,6 +161,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
         "folder": order.folder, "model": order.model, "rank": order.rank,
         "cards": [_card_text(card) for card in order.cards], "shares": list(order.shares),
+        "used": list(order.used),
         "beside": ["/".join(scoring) for scoring in order.beside],
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": ConfigRecord(fields)})
@@ -189,6 +191,7 @@ def order_of(message: Message) -> Order:
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
         str(record["model"]), int(record["rank"]), cards, tuple(record["shares"]),
+        used=tuple(record["used"]),
         beside=tuple(_scoring(str(text)) for text in record["beside"]),
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ def train_pooled(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     domains, pools, benches = config.sites(), [], []
     for card in order.cards:
         sites = tuple(sorted(site for site in order.sites if domains[site] == card.domain))
-        own = replace(order, card=card, sites=sites, cards=(), rows=1, shares=_shares(order, sites))
+        own = replace(order, card=card, sites=sites, cards=(), rows=1, shares=_shares(order, sites), used=())
         bench = workbench(own)
         works = works_of(own, bench, told)
         if works:

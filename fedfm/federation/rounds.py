@@ -88,6 +88,7 @@ class RoundLoop:
             now = self._close(Checkpoint(start, self.strategy.start(start), start), count)
         else:
             self.folder.truncate_after(now.progress.round, now.progress.is_unscored)
+            self.sites.used |= self.folder.last_used()
         status = "finished"
         while now.progress.round < self.config.rounds and status == "finished":
             if self._patience_is_over(now.progress):

@@ -21,12 +21,19 @@ def save_private(folder: Path, site: str, round: int, tensors: Mapping[str, np.n
     fresh.replace(place / f"{round:06d}.safetensors")
 
 
-def read_private(folder: Path, site: str, last: int) -> Arrays | None:
-    """What the site kept in its latest round up to `last`; None where there is nothing."""
+def read_private(folder: Path, site: str, last: int, used: int) -> Arrays | None:
+    """What the site kept in its latest round up to `last`; None where there is nothing.
+
+    `used`: the last of its rounds whose update was used. What it kept in later ones is forgotten: its answer came too
+    late, never arrived or was refused, and no half of a round may count.
+    """
     from safetensors.numpy import load_file
 
-    files = [file for file in sorted((folder / site).glob("*.safetensors")) if int(file.stem) <= last]
-    return load_file(files[-1]) if files else None
+    files = {int(file.stem): file for file in sorted((folder / site).glob("*.safetensors"))}
+    for round in [round for round in files if used < round <= last]:
+        files.pop(round).unlink(missing_ok=True)
+    there = [file for round, file in files.items() if round <= last]
+    return load_file(there[-1]) if there else None
 
 
 def drop_private(folder: Path, site: str, round: int) -> None:

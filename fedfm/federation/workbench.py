@@ -157,7 +157,8 @@ class Workbench:
 
     def _read(self, order: Order, site: str) -> Arrays:
         last = order.round if order.split else order.round - 1
-        return read_private(_store(order), site, last) or {}
+        used = dict(zip(order.sites, order.used, strict=False)).get(site, last)
+        return read_private(_store(order), site, last, used) or {}
 
 
 def _with_rank(config: RunConfig, rank: int) -> RunConfig:

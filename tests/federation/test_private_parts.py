@@ -9,6 +9,8 @@ from federation_helpers import IMAGES, TEXTS, tiny, train_federation
 from safetensors.numpy import load
 
 from fedfm.errors import TooFewSitesError
+from fedfm.federation.client_app import app
+from fedfm.federation.messages import read_order
 from fedfm.results.run_folder import RunFolder
 
 ALONE = {**TEXTS, "max-examples": 12, "sites": 1}
@@ -43,6 +45,51 @@ def test_a_refused_update_leaves_no_trace_at_its_site(at_once, tmp_path):
     with pytest.raises(TooFewSitesError):
         train_federation(config, folder=folder)
     assert not list((folder.path / "checkpoint").rglob("sites/**/*.safetensors"))
+
+
+def without_an_answer(site: str, round: int, is_there: bool):
+    """A node app whose `site` does not answer in a round: it has trained and its answer is lost, or it never was."""
+
+    def node_app(message, context):
+        if message.metadata.message_type == "train":
+            order, _ = read_order(message)
+            if (order.sites, order.round) == ((site,), round):
+                if is_there:
+                    app(message, context)
+                raise ConnectionError("the line is dead")
+        return app(message, context)
+
+    return node_app
+
+
+@pytest.mark.parametrize("how", [("strategy.name=scaffold",), ("strategy.name=fedper",), ("strategy.name=ditto",)])
+def test_what_a_site_kept_of_an_update_that_was_lost_counts_for_nothing(how, tmp_path):
+    """A site cannot know that its answer never came: the next order says of which round the last one was used."""
+    config = tiny(tmp_path, "rounds=3", "engine.sites-at-once=1", *how, news={**TEXTS, "sites": 2})
+    lost, gone = (train_federation(config, without_an_answer("news-2", 2, there)) for there in (True, False))
+    assert lost.folder.rounds["sites_used"].tolist() == [0, 2, 1, 2]
+    assert lost.sha256 == gone.sha256
+    assert lost.private() == gone.private()
+    assert lost.folder.info["final_personal"] == gone.folder.info["final_personal"]
+    assert lost.folder.last_used() == {"news-1": 3, "news-2": 3}
+
+
+def test_after_a_resume_too_a_lost_update_counts_for_nothing(tmp_path):
+    """Lost in the last round before the kill: who resumes reads in the run's tables what was used."""
+    config = tiny(tmp_path, "rounds=3", "engine.sites-at-once=1", "strategy.name=scaffold", news={**TEXTS, "sites": 2})
+    found = []
+    for there in (True, False):
+        folder = RunFolder.create(config)
+
+        def killed(event):
+            if event["event"] == "phase" and event.get("round") == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train_federation(config, without_an_answer("news-2", 2, there), folder, killed)
+        assert folder.last_used() == {"news-1": 2, "news-2": 1}
+        found.append(train_federation(config, folder=folder))
+    assert found[0].sha256 == found[1].sha256
 
 
 @pytest.mark.parametrize("strategy", ["q-fedavg", "cfl", "fednova", "scaffold", "feddyn", "afl", "ifca"])

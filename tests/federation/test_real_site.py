@@ -206,7 +206,7 @@ def test_what_is_kept_is_whole_or_not_there(tmp_path):
 
     save_private(tmp_path, "a", 1, {"x": np.arange(3.0)})
     (tmp_path / "a" / "000002.tmp").write_bytes(b"torn")
-    assert read_private(tmp_path, "a", 9)["x"].tolist() == [0, 1, 2]
+    assert read_private(tmp_path, "a", 9, 9)["x"].tolist() == [0, 1, 2]
 
 
 def test_a_fault_at_a_site_is_named_and_its_words_stay_there(tmp_path, monkeypatch, capfd):
