@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,7 +25,7 @@ from fedfm.config import RunConfig
 from fedfm.errors import UserError, did_you_mean
 from fedfm.models.body import load_body
 from fedfm.results.files import new_folder
-from fedfm.training.trained import TrainedModel, load_model, read_cards
+from fedfm.training.trained import TrainedModel, load_model, read_cards, read_info
 
 PEFT_PREFIX = "base_model.model."
 
@@ -35,15 +36,13 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     `sites`: of each domain whose model is private in part, the site whose part it shall be. Raises UserError.
     """
     folder, target = Path(run), Path(destination)
-    cards = read_cards(folder)
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for site in sites:
-        if site not in info["sites"]:
-            what = f'the run has no site "{site}".{did_you_mean(site, info["sites"])}'
-            raise UserError(what, where=str(folder), mend=f"its sites: {', '.join(info['sites'])}")
-    new_folder(target)
-    site_of = {info["sites"][site]["domain"]: site for site in sites}
+    cards, info = read_cards(folder), read_info(folder)
+    if "final" not in info:
+        what = "the test of this run has not been scored, and the model card of an export tells the scores"
+        raise UserError(what, where=str(folder), mend=f"fedfm resume {folder}")
+    site_of = _site_of(folder, info["sites"], sites)
     models = {domain: load_model(folder, domain, site_of.get(domain, "")) for domain in cards}
+    new_folder(target)  # after all that may be refused of the run: no empty folder stays behind
     config = next(iter(models.values())).config
     loras = {domain: _lora(model.weights) for domain, model in models.items()}
     common = _agreed({d: _body_tensors(model.weights) for d, model in models.items()})
@@ -59,6 +58,21 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
         _write_lora(config, lora, target / "adapter")
     (target / "README.md").write_text(model_card(target, config, models, info), encoding="utf-8")
     return target
+
+
+def _site_of(folder: Path, known: Mapping[str, Any], sites: Sequence[str]) -> dict[str, str]:
+    """Domain -> which of `sites` is its. `known`: the sites of the run. Raises UserError."""
+    found: dict[str, str] = {}
+    for site in dict.fromkeys(sites):
+        if site not in known:
+            what = f'the run has no site "{site}".{did_you_mean(site, known)}'
+            raise UserError(what, where=str(folder), mend=f"its sites: {', '.join(known)}")
+        domain = known[site]["domain"]
+        if domain in found:
+            what = f"{found[domain]} and {site} are both sites of domain {domain}"
+            raise UserError(what, where=str(folder), mend="an export holds the part of one site of a domain")
+        found[domain] = site
+    return found
 
 
 def _lora(weights: Arrays) -> Arrays:

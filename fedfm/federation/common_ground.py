@@ -53,14 +53,15 @@ def check_together(domain: str, cards: Sequence[SiteCard], missing: Sequence[str
             f"the training data of the sites of domain {domain} that are there have {found}: nothing can be learned "
             f"before {_any_of(missing)} comes"
         )
+    here = " that is there" if missing else ""
     for card in cards:
         for split in ("validation", "test"):
             if unseen := sorted(_names(card, split, tagged) - trained):
-                warnings.append(f"{split} of site {card.site} has {_listed(unseen)}, which no site trains on")
-    return warnings + _strangers(domain, cards)
+                warnings.append(f"{split} of site {card.site} has {_listed(unseen)}, which no site{here} trains on")
+    return warnings + _strangers(domain, cards, " that are there" if missing else "")
 
 
-def _strangers(domain: str, cards: Sequence[SiteCard]) -> list[str]:
+def _strangers(domain: str, cards: Sequence[SiteCard], here: str) -> list[str]:
     """Sites whose labels are those of no other: perhaps they mean the same, and write it otherwise."""
     holders: dict[str, int] = {}
     for card in cards:
@@ -68,7 +69,7 @@ def _strangers(domain: str, cards: Sequence[SiteCard]) -> list[str]:
             holders[label] = holders.get(label, 0) + 1
     shared = {label for label, count in holders.items() if count > 1 and label != "O"}
     return [
-        f"site {card.site} shares no label with the other sites of domain {domain}: it has "
+        f"site {card.site} shares no label with the other sites of domain {domain}{here}: it has "
         f"{_listed(label for label in card.labels if label != 'O')}"
         for card in cards
         if len(cards) > 1 and shared.isdisjoint(card.labels) and not {"O"}.issuperset(card.labels)

@@ -67,6 +67,9 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
 
 
 def _missing_of(domain: str, missing: Collection[str], config: RunConfig) -> list[str]:
+    """The sites of a domain that may still come: none in a simulation, where whoever is refused stays away."""
+    if not config.engine.superlink:
+        return []
     return [site for site in config.domains[domain].site_names(domain) if site in missing]
 
 

@@ -230,9 +230,10 @@ class RoundLoop:
         number = progress.best_round if stopping else progress.round
         model = self.folder.path / "model"
         save_cards(model, self.sites.roll)
-        save_file(weights, model / "weights.safetensors")
+        save_file(weights, model / "weights.tmp")
+        (model / "weights.tmp").replace(model / "weights.safetensors")  # a kill leaves the whole file or none
         known = {"rounds": progress.round, "final_round": number, "final_weights_sha256": sha256(weights)}
-        self.folder.update(**known)  # before the test, which may fail: the model can be used
+        self.folder.update(**known, best_round=progress.best_round)  # the test may fail: the model can be used
         if self.sites.scores_ride:
             self.attendance.look()
             now, scores = self._last_scores(now)

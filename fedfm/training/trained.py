@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -84,14 +85,23 @@ def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
 
 def read_cards(folder: Path) -> dict[str, DomainCard]:
     """Domain -> card of a run that has its final model. Raises UserError."""
-    file, info = folder / "model" / "domains.json", folder / "run.json"
+    file, info = folder / "model" / "domains.json", read_info(folder)
     is_there = file.exists() and (folder / "model" / "weights.safetensors").exists()
-    if not (is_there and "final_round" in json.loads(info.read_text(encoding="utf-8"))):
-        if info.exists():
-            raise UserError("this run has not reached its end", where=str(folder), mend=f"fedfm resume {folder}")
-        raise UserError("not a run folder", where=str(folder), mend="give the folder that `fedfm run` printed last")
+    if not (is_there and "final_round" in info):
+        raise UserError("this run has not reached its end", where=str(folder), mend=f"fedfm resume {folder}")
     rows = json.loads(file.read_text(encoding="utf-8"))
     return {domain: DomainCard.from_dict(row) for domain, row in rows.items()}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """run.json of a run. Raises UserError."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise UserError("not a run folder", where=str(folder), mend="give the folder that `fedfm run` printed last")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"damaged: {error}", where=str(file), mend="restore the file from a copy") from None
 
 
 def _private(folder: Path, domain: str, site: str) -> Arrays:
@@ -99,7 +109,7 @@ def _private(folder: Path, domain: str, site: str) -> Arrays:
 
     Empty for a site that had not trained by then: it was scored with its start values.
     """
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    info = read_info(folder)
     names = [name for name, row in info["sites"].items() if row["domain"] == domain]
     last = int(info["final_round"])
     mend = f"name one: --site {' | '.join(names)}"

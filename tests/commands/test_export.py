@@ -9,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_helpers import make_run
+from command_helpers import DOMAINS, make_run
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from fedfm.commands.export import export
 from fedfm.engines import load_config
-from fedfm.errors import UserError
+from fedfm.engines.local import LocalGrid
+from fedfm.errors import RunError, UserError
+from fedfm.federation.client_app import app
+from fedfm.federation.messages import read_order
+from fedfm.federation.rounds import RoundLoop
 from fedfm.models.body import load_body
+from fedfm.results.run_folder import RunFolder
 from fedfm.training.trained import load_model
 
 TEXTS = ["Profit rose by 5 % in the third quarter.", "Sales fell.", "no change"]
@@ -190,6 +195,9 @@ def test_a_private_head_is_exported_for_the_site_that_is_named(tmp_path):
         export(run, tmp_path / "none")
     with pytest.raises(UserError, match=r'the run has no site "finance1"\. did you mean "finance-1"\?'):
         export(run, tmp_path / "none", ["medical-1", "finance1"])
+    with pytest.raises(UserError, match="finance-1 and finance-2 are both sites of domain finance"):
+        export(run, tmp_path / "none", ["medical-1", "finance-1", "finance-2"])
+    assert not (tmp_path / "none").exists()
     heads = {}
     for site in ("finance-1", "finance-2"):
         target = export(run, tmp_path / site, ["medical-1", site])
@@ -256,3 +264,34 @@ def test_a_site_that_is_unknown_makes_no_folder(tiny_run, tmp_path):
     with pytest.raises(UserError, match='the run has no site "nope"'):
         export(tiny_run, tmp_path / "export", ["nope"])
     assert not (tmp_path / "export").exists()
+
+
+def test_a_model_that_was_not_tested_predicts_and_is_exported_after_its_run_has_gone_on(tmp_path):
+    """All sites fail when they are to score the test; the model, private heads included, is there all the same."""
+
+    def no_test(message, context):
+        if message.metadata.message_type == "evaluate" and read_order(message)[0].split == "test":
+            raise OSError("disk gone")
+        return app(message, context)
+
+    finance = {**DOMAINS["finance"], "sites": 2}
+    config = load_config({"rounds": 1, "domains": {"finance": finance}}, 'sharing."head.*"=private')
+    folder = RunFolder.create(config, tmp_path)
+    with pytest.raises(RunError, match="no site has scored its test"):
+        RoundLoop(LocalGrid(no_test), config, folder).run()
+    assert folder.info["status"] == "running"  # whoever began the run writes that it has failed
+    assert {"rounds", "best_round", "final_round", "final_weights_sha256"} <= folder.info.keys()
+    before = load_model(folder.path, "finance", "finance-2").weights
+    with pytest.raises(UserError) as caught:
+        export(folder.path, tmp_path / "export", ["finance-2"])
+    assert str(caught.value) == (
+        f"{folder.path}: the test of this run has not been scored, and the model card of an export tells the scores\n"
+        f"    mend: fedfm resume {folder.path}"
+    )
+    assert not (tmp_path / "export").exists()
+
+    RoundLoop(LocalGrid(app), config, folder).run()
+    assert folder.info["status"] == "finished"
+    export(folder.path, tmp_path / "export", ["finance-2"])
+    after = load_model(folder.path, "finance", "finance-2").weights
+    assert all(np.array_equal(before[name], after[name]) for name in after)

@@ -113,6 +113,25 @@ def test_classes_that_only_a_missing_site_can_bring_are_waited_for():
         check_together("news", [card("a", ("good",), good=4)], ["c"])
 
 
+def test_of_missing_sites_nothing_is_said():
+    here = [card("a", ("bad", "good"), good=4, bad=4), card("b", ("up",), up=4)]
+    here[0].label_counts["test"]["good"] = 1
+    here[1].label_counts["test"]["down"] = 1
+    assert check_together("news", here, ["c"]) == [
+        'test of site b has "down", which no site that is there trains on',
+        'site a shares no label with the other sites of domain news that are there: it has "bad", "good"',
+        'site b shares no label with the other sites of domain news that are there: it has "up"',
+    ]
+
+
+def test_in_a_simulation_nobody_comes_later(tmp_path):
+    """b, whose data are refused, can be done without, but it will not bring the other class."""
+    config = news(tmp_path, a={"good": 4, "test_bad": 1}, b={"bad": 4})
+    (tmp_path / "b" / "train.csv").write_text("no such columns\n", encoding="utf-8")
+    with pytest.raises(DataError, match="all its sites together have a single class"):
+        train_federation(config.replace("domains.news.minimum-sites=1", "engine.wait=0.1"))
+
+
 def test_sites_without_a_tag_are_no_strangers():
     tags = ("O", "B-PER", "I-PER")
     here = [card("a", tags, sentences=4, PER=4), card("b", ("O",), sentences=4), card("c", tags, sentences=1, PER=1)]

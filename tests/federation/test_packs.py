@@ -127,6 +127,8 @@ def test_a_site_that_cannot_be_tuned_takes_no_score_from_the_others(tmp_path, mo
     done = run_packed(config)
     own = done.folder.metrics.query("scope == 'site' and split == 'test' and model == 'personal'")
     assert set(own["name"]) == config.sites().keys() - {"finance-2"}
+    kept = {file.stem for file in (done.folder.path / "predictions" / "personal").rglob("*.npz")}
+    assert kept == set(own["name"])
     assert done.folder.info["final_personal"].keys() == config.domains.keys()
     told = [e["message"] for e in done.events("warning") if "no test score of site finance-2" in e["message"]]
     assert told and told[0].endswith("UnicodeError: half a character")
