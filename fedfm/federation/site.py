@@ -82,8 +82,8 @@ def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     for sites in groups:
         bench.load(order, received, sites[:1])
         if order.model != "global":
-            _make_own(order, bench, sites[0], told)
-            if sites[0] in told.left_out:  # the data that it was to be tuned on are refused
+            told.read(sites[0], lambda site=sites[0]: _make_own(order, bench, site, told))
+            if sites[0] in told.left_out:  # the data that it was to be tuned on are refused, or its tuning failed
                 continue
         scored = evaluate_splits(bench.model, [splits[site] for site in sites])
         tallies += [one.tally for one in scored]

@@ -111,18 +111,29 @@ def test_a_site_whose_data_no_code_can_take_costs_the_others_of_its_pack_nothing
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
-def test_a_site_that_cannot_be_tuned_takes_no_score_from_the_others(tmp_path, monkeypatch, at_once):
-    """Its test split can be read, its training split no longer: no score of its own model, and none is lost."""
+@pytest.mark.parametrize("what", ["data", "work"])
+def test_a_site_that_cannot_be_tuned_takes_no_score_from_the_others(tmp_path, monkeypatch, what, at_once):
+    """Its test split can be read, its training split cannot, or it cannot be trained on: no score is lost but its."""
     from fedfm.federation import site
+    from fedfm.strategies import Strategy
+    from fedfm.training import local_round
 
-    make = site.site_features
+    make, work = site.site_features, local_round.train_round
 
-    def breaks(order, name, split, *more):
+    def no_data(order, name, split, *more):
         if name == "finance-2" and split == "train":
             raise UnicodeError("half a character")
         return make(order, name, split, *more)
 
-    monkeypatch.setattr(site, "site_features", breaks)
+    def no_tuning(matrix, works, local, strategy, *more, **named):
+        if type(strategy) is Strategy and works[0].site == "finance-2":
+            raise UnicodeError("half a character")
+        return work(matrix, works, local, strategy, *more, **named)
+
+    if what == "data":
+        monkeypatch.setattr(site, "site_features", no_data)
+    else:
+        monkeypatch.setattr(local_round, "train_round", no_tuning)
     config = unequal(tmp_path, f"engine.sites-at-once={at_once}", "strategy.name=fine-tune")
     done = run_packed(config)
     own = done.folder.metrics.query("scope == 'site' and split == 'test' and model == 'personal'")
