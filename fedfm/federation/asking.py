@@ -87,6 +87,7 @@ class Sites:
         self.together = config.engine.name != "flower"  # whose nodes are real: each has its site and no other
         self.meanwhile: Callable[[], None] = lambda: None  # what is done while answers are waited for
         self.used: dict[str, int] = {}  # site -> the last round whose update of it was used
+        self.used_before = 0  # of whom it is not known: all up to here
         self._given_up: dict[str, tuple[int, str, Pack]] = {}
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
@@ -206,7 +207,7 @@ class Sites:
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
-            beside=beside, used=tuple(self.used.get(site, 0) for site in pack),
+            beside=beside, used=tuple(self.used.get(site, self.used_before) for site in pack),
         )  # fmt: skip
         return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
 

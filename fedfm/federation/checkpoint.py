@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, the strategy's state, the weights of the best round so far, and the progress."""
+    """Weights, the strategy's state, the weights of the best round so far, and the progress.
+
+    `used`: site -> the last round whose update of it was used; None where an older version has not kept it.
+    """
 
     weights: Arrays
     state: State
     best: Arrays
     progress: Progress = field(default_factory=Progress)
+    used: Mapping[str, int] | None = field(default_factory=dict)
 
 
 @phase("write")
@@ -51,6 +56,7 @@ def save_checkpoint(file: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.best is not checkpoint.weights:
         tensors |= {f"best:{name}": value for name, value in checkpoint.best.items()}
     header = {"progress": json.dumps(asdict(checkpoint.progress)), "state": json.dumps(plain)}
+    header |= {} if checkpoint.used is None else {"used": json.dumps(dict(checkpoint.used))}
     fresh = file.with_suffix(".tmp")
     with fresh.open("wb") as stream:
         stream.write(save({n: np.ascontiguousarray(v) for n, v in tensors.items()}, metadata=header))
@@ -68,6 +74,7 @@ def load_checkpoint(file: Path) -> Checkpoint | None:
             header = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dictionary)
         plain, progress = json.loads(header["state"]), Progress(**json.loads(header["progress"]))
+        used = json.loads(header["used"]) if "used" in header else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         mend = "run the configuration again; the folder's tables stay readable"
         raise RunError(f"the checkpoint is damaged: {error}", where=str(file), mend=mend) from None
@@ -75,7 +82,7 @@ def load_checkpoint(file: Path) -> Checkpoint | None:
     for name, value in tensors.items():
         part, _, inner = name.partition(":")
         parts[part][inner] = value
-    return Checkpoint(parts["weights"], _join(parts["state"], plain), parts["best"] or parts["weights"], progress)
+    return Checkpoint(parts["weights"], _join(parts["state"], plain), parts["best"] or parts["weights"], progress, used)
 
 
 def _split(state: State, prefix: str = "") -> tuple[Arrays, dict[str, Any]]:

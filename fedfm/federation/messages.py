@@ -191,7 +191,7 @@ def order_of(message: Message) -> Order:
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
         str(record["model"]), int(record["rank"]), cards, tuple(record["shares"]),
-        used=tuple(record["used"]),
+        used=tuple(record.get("used", ())),
         beside=tuple(_scoring(str(text)) for text in record["beside"]),
     )  # fmt: skip
 

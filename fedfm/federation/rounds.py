@@ -88,7 +88,8 @@ class RoundLoop:
             now = self._close(Checkpoint(start, self.strategy.start(start), start), count)
         else:
             self.folder.truncate_after(now.progress.round, now.progress.is_unscored)
-            self.sites.used |= self.folder.last_used()
+            self.sites.used |= now.used or {}
+            self.sites.used_before = now.progress.round if now.used is None else 0
         status = "finished"
         while now.progress.round < self.config.rounds and status == "finished":
             if self._patience_is_over(now.progress):
@@ -195,7 +196,8 @@ class RoundLoop:
         )  # fmt: skip
         self.journal.flush()
         self.folder.add_round(row)
-        after = replace(new, best=new.weights if count.number == 0 else new.best, progress=progress)
+        used = dict(self.sites.used) if not self.sites.used_before else None
+        after = replace(new, best=new.weights if count.number == 0 else new.best, progress=progress, used=used)
         if scores is None:
             save_checkpoint(self.file, after)
             return after

@@ -24,14 +24,16 @@ def save_private(folder: Path, site: str, round: int, tensors: Mapping[str, np.n
 def read_private(folder: Path, site: str, last: int, used: int) -> Arrays | None:
     """What the site kept in its latest round up to `last`; None where there is nothing.
 
-    `used`: the last of its rounds whose update was used. What it kept in later ones is forgotten: its answer came too
-    late, never arrived or was refused, and no half of a round may count.
+    `used`: the last of its rounds whose update was used. What it kept in later ones is set aside (`.unused`): its
+    answer came too late, never arrived or was refused, and no half of a round may count. Nothing is deleted on the
+    word of a message.
     """
     from safetensors.numpy import load_file
 
     files = {int(file.stem): file for file in sorted((folder / site).glob("*.safetensors"))}
     for round in [round for round in files if used < round <= last]:
-        files.pop(round).unlink(missing_ok=True)
+        file = files.pop(round)
+        file.replace(file.with_suffix(".unused"))
     there = [file for round, file in files.items() if round <= last]
     return load_file(there[-1]) if there else None
 

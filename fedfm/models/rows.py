@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MUCH = 2**14  # values that a convolution makes for a site, from which on the sites come one after the other on a CPU
+MUCH = 2**20  # multiplications of a convolution for a site, from which on the sites come one after the other on a CPU
+NARROW = 32  # channels: with more of them a grouped convolution fills the CPU's vectors, and only a large one is slower
 
 
 class Active:
@@ -205,6 +206,7 @@ class RowConv2d(_Affine):
         super().__init__(active, {"weight": (out_channels, channels, kernel, kernel), "bias": (out_channels,)})
         self.stride, self.padding = stride, padding
         self.is_pointwise = kernel == stride == 1 and padding == 0
+        self.is_narrow = max(channels, out_channels) <= NARROW
 
     def forward(self, x: Tensor) -> Tensor:
         k, (weight, bias) = self.k, self.weight_and_bias()
@@ -212,7 +214,7 @@ class RowConv2d(_Affine):
             return F.conv2d(x, weight, bias, self.stride, self.padding)
         if self.is_pointwise:  # a grouped convolution of one pixel takes twice the time of this product
             return self._pointwise(x, weight, bias)
-        if x.device.type == "cpu" and self._out_values(x) >= k * MUCH:
+        if x.device.type == "cpu" and self._multiplications(x) >= k * MUCH * (1 if self.is_narrow else 16):
             sites = zip(x.chunk(k), weight.unbind(), bias.unbind(), strict=True)
             return torch.cat([F.conv2d(part, w, b, self.stride, self.padding) for part, w, b in sites])
         wide = x.view(k, -1, *x.shape[1:]).transpose(0, 1).reshape(-1, k * x.shape[1], *x.shape[2:])
@@ -225,10 +227,10 @@ class RowConv2d(_Affine):
         y = torch.baddbmm(bias[:, :, None], weight.flatten(2), flat)
         return y.view(k, -1, len(x) // k, h, w).transpose(1, 2).flatten(0, 1)
 
-    def _out_values(self, x: Tensor) -> int:
-        kernel = self.shapes["weight"][-1]
-        sides = [(side + 2 * self.padding - kernel) // self.stride + 1 for side in x.shape[2:]]
-        return len(x) * self.shapes["weight"][0] * math.prod(sides)
+    def _multiplications(self, x: Tensor) -> int:
+        weight = self.shapes["weight"]
+        sides = [(side + 2 * self.padding - weight[-1]) // self.stride + 1 for side in x.shape[2:]]
+        return len(x) * math.prod(sides) * math.prod(weight)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]

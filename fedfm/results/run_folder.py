@@ -117,12 +117,6 @@ class RunFolder:
         """metrics.csv [scores, METRIC_COLUMNS]; rows of scope "federation" have an empty domain."""
         return _read_table(self.path / "metrics.csv", METRIC_COLUMNS)
 
-    def last_used(self) -> dict[str, int]:
-        """Site -> the last round in which an update of it was used."""
-        rows = self.metrics
-        trained = rows[(rows["scope"] == "site") & (rows["split"] == "train")]
-        return {str(site): int(round) for site, round in trained.groupby("name")["round"].max().items()}
-
     def update(self, **fields: Any) -> None:
         """Merge `fields` into run.json, atomically. An unknown status raises ValueError."""
         if fields.get("status", "running") not in STATUSES:

@@ -163,6 +163,8 @@ def test_refusals(tmp_path, name, content, messages):
     [
         ('"text";"label"\n"a, b";"c"\n', "PATH, line 1: the cells are parted by semicolons"),
         ('"text,label\na,b\n', "PATH, line 1: broken CSV: unexpected end of data"),
+        ('"He said "no"; left",pos\n', "PATH, line 1: broken CSV: "),  # parted by commas, and one quote is wrong
+        ('"text; long","label "x""\na,b\n', "PATH, line 1: broken CSV: "),
     ],
 )
 def test_of_a_header_that_breaks_in_its_quotes_one_thing_is_said(tmp_path, content, message):

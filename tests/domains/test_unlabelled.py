@@ -28,7 +28,7 @@ def read(folder, content, name="x.txt", settings=TOKENS, labels=LABELS):
         ["Take the S-Bahn", "Drive down I-95", "Eat more B-12"],  # as many words, but no types of the model's
         ["She loves O", "He was no B-PER"],  # of different lengths
         ["Blood group O", "Her blood group is O"],
-        ["Anna B-PER", "Rome B-DATE"],  # a type that the model does not know
+        ["Anna B-NAME", "Rome B-DATE"],  # no type that the model knows
         ["B-PER", "O"],
         ["Anna"],
     ],
@@ -46,6 +46,9 @@ def test_no_word_of_a_sentence_is_lost(tmp_path, lines):
         ("Anna S-PER\nNew B-LOC\nYork E-LOC\n", ["Anna New York"]),  # BIOES
         ("-DOCSTART- O\n\nRome B-DATE\n", ["Rome"]),
         ("Anna B-PER\n", ["Anna"]),
+        ("Anna B-PER\nRome B-DATE\n", ["Anna Rome"]),  # one of the types is enough
+        ("Mai\tB-DATE\n\nRom\tB-CITY\n", ["Mai", "Rom"]),  # or a tab in every line
+        ("she\tO\n", ["she"]),
         ("she\tO\nleft\tO\n", ["she left"]),
         ("Anna B-PER\r\nleft O\r\n\r\nBob B-PER\r\n", ["Anna left", "Bob"]),
         ("Anna B-PER\rleft O\r\rBob B-PER\r", ["Anna left", "Bob"]),
@@ -73,10 +76,11 @@ def test_a_csv_of_texts_alone_is_told_to_name_its_columns(tmp_path, first):
     assert problem.mend.startswith('the first line must name the columns, one of them "text"; or give the texts as')
 
 
+@pytest.mark.parametrize("header", ["id? text", "Id?Text", '"Id"?"Sentence"'])
 @pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "upright strokes")])
-def test_a_csv_with_other_signs_than_commas_is_told_so(tmp_path, sign, name):
+def test_a_csv_with_other_signs_than_commas_is_told_so(tmp_path, sign, name, header):
     with pytest.raises(DataError, match=f"line 1: the cells are parted by {name}"):
-        read(tmp_path, f"id{sign} text\n1{sign}Profit rose.\n", "x.csv", TEXTS)
+        read(tmp_path, f"{header.replace('?', sign)}\n1{sign}Profit rose.\n", "x.csv", TEXTS)
 
 
 def test_of_other_tables_too_the_column_is_named_and_no_key_of_a_run_that_is_done(tmp_path):

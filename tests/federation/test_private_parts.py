@@ -3,12 +3,15 @@ nothing behind."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from federation_helpers import IMAGES, TEXTS, tiny, train_federation
 from safetensors.numpy import load
 
 from fedfm.errors import TooFewSitesError
+from fedfm.federation.checkpoint import load_checkpoint, save_checkpoint
 from fedfm.federation.client_app import app
 from fedfm.federation.messages import read_order
 from fedfm.results.run_folder import RunFolder
@@ -71,11 +74,12 @@ def test_what_a_site_kept_of_an_update_that_was_lost_counts_for_nothing(how, tmp
     assert lost.sha256 == gone.sha256
     assert lost.private() == gone.private()
     assert lost.folder.info["final_personal"] == gone.folder.info["final_personal"]
-    assert lost.folder.last_used() == {"news-1": 3, "news-2": 3}
+    aside = [file.name for file in lost.folder.path.rglob("*.unused")]
+    assert aside == ["000002.unused"]
 
 
 def test_after_a_resume_too_a_lost_update_counts_for_nothing(tmp_path):
-    """Lost in the last round before the kill: who resumes reads in the run's tables what was used."""
+    """Lost in the last round before the kill: the checkpoint knows what was used, whatever became of the tables."""
     config = tiny(tmp_path, "rounds=3", "engine.sites-at-once=1", "strategy.name=scaffold", news={**TEXTS, "sites": 2})
     found = []
     for there in (True, False):
@@ -87,9 +91,31 @@ def test_after_a_resume_too_a_lost_update_counts_for_nothing(tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             train_federation(config, without_an_answer("news-2", 2, there), folder, killed)
-        assert folder.last_used() == {"news-1": 2, "news-2": 1}
+        file = folder.path / "checkpoint" / "state.safetensors"
+        assert load_checkpoint(file).used == {"news-1": 2, "news-2": 1}
+        (folder.path / "metrics.csv").unlink()
         found.append(train_federation(config, folder=folder))
     assert found[0].sha256 == found[1].sha256
+
+
+def test_a_checkpoint_of_an_older_version_sets_nothing_aside(tmp_path):
+    """It does not say what was used: all that its sites kept counts."""
+    config = tiny(tmp_path, "rounds=3", "strategy.name=scaffold", news={**TEXTS, "sites": 2})
+    whole, folder = train_federation(config), RunFolder.create(config)
+
+    def killed(event):
+        if event["event"] == "phase" and event.get("round") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_federation(config, folder=folder, listen=killed)
+    file = folder.path / "checkpoint" / "state.safetensors"
+    save_checkpoint(file, replace(load_checkpoint(file), used=None))
+    assert load_checkpoint(file).used is None
+    resumed = train_federation(config, folder=folder)
+    assert resumed.sha256 == whole.sha256
+    assert resumed.private() == whole.private()
+    assert not list(folder.path.rglob("*.unused"))
 
 
 @pytest.mark.parametrize("strategy", ["q-fedavg", "cfl", "fednova", "scaffold", "feddyn", "afl", "ifca"])

@@ -193,14 +193,17 @@ def test_a_convolution_of_three_sites_is_that_of_each_alone(much, monkeypatch):
 
 
 def test_on_a_cpu_large_images_are_not_grouped(monkeypatch):
-    """64 x 64 pixels of eight sites, grouped, take thrice as long; what decides is how many values a site makes."""
+    """64 x 64 pixels of eight sites, grouped, take thrice as long; what decides is how much there is to do, and over
+    how many channels."""
     active, groups = rows.Active(), []
     active.rows = 2
     own = nn.functional.conv2d
     monkeypatch.setattr(rows.F, "conv2d", lambda *a: groups.append(a[6] if len(a) > 6 else 1) or own(*a))
-    layer = rows.RowConv2d(active, 1, 16, 3, 2, 1)
-    for name in layer.shapes:
-        layer.bind(name, torch.zeros(2, *layer.shapes[name]))
-    for side in (64, 62):  # 16 channels of 32 x 32 are 2**14 values
-        layer(torch.zeros(2, 1, side, side))
-    assert groups == [1, 1, 2]
+    # 3 x 3 from 8 to 16 channels on 32 x 32 places are 1,179,648, more than 2**20, from 7 less; to 48 from 40, which
+    # need 2**24, they are 17,694,720, and on 31 x 31 less
+    for channels, out, side in ((8, 16, 64), (7, 16, 64), (40, 48, 64), (40, 48, 62)):
+        layer = rows.RowConv2d(active, channels, out, 3, 2, 1)
+        for name in layer.shapes:
+            layer.bind(name, torch.zeros(2, *layer.shapes[name]))
+        layer(torch.zeros(2, channels, side, side))
+    assert groups == [1, 1, 2, 1, 1, 2]

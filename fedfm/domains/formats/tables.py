@@ -124,8 +124,10 @@ def _csv_records(path: Path, columns: Columns, reading: Reading) -> Records:
             elif row:
                 yield first_line, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        first = content.partition("\n")[0].replace('"', "")  # quoted cells with other signs between are broken, too
-        if header is not None or _is_parted_by_commas([first], columns, f"{path}, line 1", reading):
+        first = content.partition("\n")[0]
+        if header is None and (sign := next((sign for sign in PARTED_BY if f'"{sign}"' in first), "")):
+            _tell_sign(sign, f"{path}, line 1", reading)  # quoted cells with other signs between are broken, too
+        else:
             mend = 'a quote inside a quoted text is doubled: ""'
             reading.problem(f"broken CSV: {error}", f"{path}, line {line}", mend)
     else:
@@ -175,12 +177,17 @@ def _is_parted_by_commas(header: Sequence[str], columns: Columns, where: str, re
     to be two columns.
     """
     found = [sign for sign in PARTED_BY if len(header) == 1 and sign in header[0]]
-    cells = {sign: {cell.strip() for cell in header[0].split(sign)} for sign in found}
-    likely = [sign for sign in found if len(columns) > 1 or not cells[sign].isdisjoint(columns.values())]
+    cells = {sign: {cell.strip().lower() for cell in header[0].split(sign)} for sign in found}
+    wanted = {name.lower() for name in columns.values()}
+    likely = [sign for sign in found if len(columns) > 1 or not cells[sign].isdisjoint(wanted)]
     if likely:
-        what = f"the cells are parted by {PARTED_BY[likely[0]]}, and a CSV file's are by commas"
-        reading.problem(what, where, MEND_OF_SIGNS)
+        _tell_sign(likely[0], where, reading)
     return not likely
+
+
+def _tell_sign(sign: str, where: str, reading: Reading) -> None:
+    what = f"the cells are parted by {PARTED_BY[sign]}, and a CSV file's are by commas"
+    reading.problem(what, where, MEND_OF_SIGNS)
 
 
 def half_character(text: str) -> str:

@@ -65,17 +65,17 @@ def _is_tagged(content: str, labels: Collection[str]) -> bool:
 
     Sentences may end as tags look ("Vitamin B-12", "by E-mail.", "I love O"), and none of their words may be lost. So
     all lines must have the same number of columns, two at least, of which the last is O, or a prefix of any scheme
-    before a type of `labels` (before any type where a -DOCSTART- line says that these are columns).
-    If all are O and nothing is said, only the shape speaks for columns: then there must be two lines at least. Blank
-    lines do not count. Tokens with types that the model lacks are therefore read as sentences; in a file named .conll
-    they are tokens.
+    before a type. One of the types must be of `labels`, where neither a -DOCSTART- line nor a tab in every line says
+    that these are columns. If all are O and nothing is said, only the shape speaks for columns: then there must be two
+    lines at least. Blank lines do not count. Columns that this does not find are tokens in a file named .conll.
     """
-    rows = [columns for line in LINE_END.split(content) if (columns := conll.columns_of(line))]
-    said = any(columns[0] == "-DOCSTART-" for columns in rows)
+    lines = [line for line in LINE_END.split(content) if conll.columns_of(line)]
+    rows = [conll.columns_of(line) for line in lines]
+    said = any(columns[0] == "-DOCSTART-" for columns in rows) or all("\t" in line for line in lines)
     rows = [columns for columns in rows if columns[0] != "-DOCSTART-"]
     widths, tags = {len(columns) for columns in rows}, {columns[-1] for columns in rows}
     if len(widths) != 1 or widths == {1} or not all(map(TAG.fullmatch, tags)):
         return False
     types = {tag[2:] for tag in tags - {"O"}}
-    known = types <= {label[2:] for label in labels}
+    known = not types.isdisjoint(label[2:] for label in labels)
     return said or (known if types else len(rows) > 1)
