@@ -2,7 +2,7 @@
 
     releases.json            how many updates have ever left, counted before each leaves
     runs/<run>/data.json     digest of the data that the site had at the run's first order
-    runs/<run>/checkpoint/   private tensors between rounds
+    runs/<run>/checkpoint/   private tensors between rounds; .unused: of an update that the coordinator did not use
 
 A run is known by the name of the coordinator's run folder, which is checked here: nothing else of what a coordinator
 names becomes a path.
