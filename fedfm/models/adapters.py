@@ -99,9 +99,9 @@ class _HalfSize(nn.Module):
 
 
 class _PooledOnCPU(torch.autograd.Function):
-    """torch pools by vectors where channels stand last, and value by value where they stand first. With all images and
-    channels laid out as the channels of one image it takes a quarter of the time; autograd's own way through these
-    layouts copies twice as often."""
+    """torch pools by vectors where channels stand last, and value by value where they stand first. All images and
+    channels are laid out as the channels of one image; autograd's own way through these layouts copies twice as
+    often."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class RowConv2d(_Affine):
     """A convolution with weights for each site: `[k*B, C, h, w] -> [k*B, C', h', w']`.
 
     As one grouped convolution, or, on a CPU, one site after the other where each has much to do: grouped, the images
-    of all sites are laid out anew, which on 64 x 64 pixels takes two to three times as long as the sum.
+    of all sites are laid out anew, which then takes longer than the sum of the sites.
     """
 
     def __init__(self, active: Active, channels: int, out_channels: int, kernel: int, stride: int, padding: int):

@@ -193,8 +193,7 @@ def test_a_convolution_of_three_sites_is_that_of_each_alone(much, monkeypatch):
 
 
 def test_on_a_cpu_large_images_are_not_grouped(monkeypatch):
-    """64 x 64 pixels of eight sites, grouped, take thrice as long; what decides is how much there is to do, and over
-    how many channels."""
+    """What decides is how much there is to do at a site, and over how many channels."""
     active, groups = rows.Active(), []
     active.rows = 2
     own = nn.functional.conv2d

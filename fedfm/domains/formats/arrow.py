@@ -32,7 +32,7 @@ def read_texts(path: Path, settings: DomainConfig, reading: Reading) -> list[str
     column = settings.text_column
     if not reading.has_column(column, "text-column", table.column_names, str(path), mend_of_texts(column)):
         return []
-    for row, value in enumerate(_values(table, settings.text_column, str(path))):
+    for row, value in enumerate(_values(table, column, str(path))):
         try:
             texts.append(_text(value))
         except ValueError as error:
