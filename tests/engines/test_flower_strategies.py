@@ -47,8 +47,8 @@ def test_unlike_domains_are_refused_with_the_reason(tmp_path):
         weights_of(tmp_path, two, flower.FedAvg())
 
 
-def test_another_engine_and_another_thing_are_refused():
+def test_another_engine_and_another_thing_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="works in this process only"):
         run({"engine": {"name": "ray"}}, strategy=flower.FedAvg())
     with pytest.raises(TypeError, match="neither a strategy"):
-        run({}, "rounds=1", strategy=3)
+        run({}, "rounds=1", f"runs.folder={tmp_path}", strategy=3)
