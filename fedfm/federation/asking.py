@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -22,7 +23,6 @@ from fedfm.federation.messages import (
     Order,
     Scoring,
     join_more,
-    order_of,
     read_answer,
     to_record,
     write_order,
@@ -34,6 +34,13 @@ from fedfm.strategies.lora import to_rank
 
 Kind = tuple[str, int]  # of the model that a site is sent: the name of a variant, the rank of the LoRA
 NOTHING: Mapping[str, float] = {}
+
+
+class Sent(NamedTuple):
+    """An order, and the message that carries it."""
+
+    order: Order
+    message: Message
 
 
 @dataclass(frozen=True)
@@ -187,12 +194,12 @@ class Sites:
         return sorted(self.roll.nodes)
 
     def _ask(
-        self, orders: dict[Pack, Message], round: int, phase: str, aside: Aside | None = None,
+        self, orders: dict[Pack, Sent], round: int, phase: str, aside: Aside | None = None,
         idle: Collection[Pack] = (),
     ) -> Iterator[Answer]:  # fmt: skip
         """Answers in order of the orders; of `idle` packs, which only score, what they hold goes to `aside`."""
         self.journal.tell("phase", round=round, phase=phase, sites=sum(map(len, orders)))
-        self.journal.audit.going_out(orders.values())
+        self.journal.audit.going_out(sent.message for sent in orders.values())
         for pack, answer in in_order(self._answers(orders, round, phase, aside, idle), list(orders)):
             if pack not in idle:
                 yield answer
@@ -200,7 +207,7 @@ class Sites:
     def _order(
         self, kind: str, pack: Pack, round: int, packed: Packed, split: str = "", model: str = "global",
         shares: tuple[float, ...] = (), beside: tuple[Scoring, ...] = (),
-    ) -> Message:  # fmt: skip
+    ) -> Sent:  # fmt: skip
         domain = self.domain_of(pack[0])
         pooled = sorted({self.domain_of(site) for site in pack}) if kind == "train" and self.strategy.pools else ()
         cards = tuple(self.roll.domains[one] for one in pooled)
@@ -209,19 +216,20 @@ class Sites:
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
             beside=beside, used=tuple(self.used.get(site, self.used_before) for site in pack),
         )  # fmt: skip
-        return write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]])
+        return Sent(order, write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]]))
 
     def _answers(
-        self, orders: dict[Pack, Message], round: int, phase: str, aside: Aside | None, idle: Collection[Pack]
+        self, orders: dict[Pack, Sent], round: int, phase: str, aside: Aside | None, idle: Collection[Pack]
     ) -> Iterator[tuple[Pack, Answer]]:  # fmt: skip
         """Answers as they come, each with its rows and events written."""
         self._tell_late()
         timeout = self.config.engine.timeout_of("train" if phase == "train" else "evaluate")
         given_up: dict[str, Pack] = {}
         pause = REMOTE_POLL_SECONDS if self.config.engine.superlink else POLL_SECONDS
-        for pack, reply in exchange(self.grid, orders, timeout, self.meanwhile, given_up, pause):
-            answer = self._read(pack, orders[pack], reply, timeout)
-            self.journal.audit.came_in(orders[pack], reply, answer.problem)
+        messages = {pack: sent.message for pack, sent in orders.items()}
+        for pack, reply in exchange(self.grid, messages, timeout, self.meanwhile, given_up, pause):
+            answer = self._read(orders[pack], reply, timeout)
+            self.journal.audit.came_in(messages[pack], reply, answer.problem)
             if pack in idle:
                 answer = replace(answer, beside={aside.scorings[0]: answer, **answer.beside})
             elif not self.strategy.pools:
@@ -244,25 +252,26 @@ class Sites:
             self.journal.audit.late(round, names, phase)
             self.journal.tell("late-reply", round=round, phase=phase, site=names, message=message)
 
-    def _read(self, pack: Pack, order: Message, reply: Message | None, timeout: float) -> Answer:
+    def _read(self, sent: Sent, reply: Message | None, timeout: float) -> Answer:
         """The answer of a pack to its order, or why there is none."""
+        pack = sent.order.sites
         if reply is None:
             return Answer(pack, problem=RunError(f"no answer, and none of another site for {timeout:g} s"))
-        asked = order_of(order)
-        answer = read_answer(reply, self._most(order, asked), asked.beside)
+        answer = read_answer(reply, self._most(sent), sent.order.beside)
         if answer.problem is None and answer.sites != pack:
             sender = " + ".join(answer.sites)
             return Answer(pack, problem=RunError(f'the reply says that it comes from site "{sender}"'))
         return answer
 
-    def _most(self, message: Message, order: Order) -> int:
+    def _most(self, sent: Sent) -> int:
         """Bytes that the answer to an order may have."""
+        order = sent.order
         cards, labels = [self.roll.cards[site] for site in order.sites], len(order.card.labels)
         splits = [split for split, _ in order.beside] + ([order.split] if order.split else [])
         most = sum(most_of_tally(cards, labels, split) for split in splits)
         if not order.split:
             updates = len(order.sites) if self.each else 1
-            most += most_of_update(message.content["weights"].count_bytes(), len(self.strategy.returns), updates)
+            most += most_of_update(sent.message.content["weights"].count_bytes(), len(self.strategy.returns), updates)
         return most
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "take_identity"]
+__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "record_of", "take_identity"]
+R = TypeVar("R", ConfigRecord, MetricRecord)
 
 
 def take_identity() -> None:
@@ -22,6 +24,17 @@ def take_identity() -> None:
 def name_message(message: Message, name: str) -> None:
     """Give a message the id that a SuperLink would have given it."""
     message.metadata.__dict__["_message_id"] = name
+
+
+def record_of(kind: type[R], fields: dict[str, Any]) -> R:
+    """A record of fields whose types are known to be right.
+
+    Flower's own constructor looks at every value: at thirty of them for each site, which is half of what a message
+    costs in a simulation. What is wrong would still be found where the record becomes bytes.
+    """
+    record = kind()
+    record.__dict__["_data"] = fields
+    return record
 
 
 def is_trouble_of_superlink(error: Exception) -> bool:

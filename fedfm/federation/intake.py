@@ -210,7 +210,7 @@ class Intake:
         for site in used:
             told, domain = numbers_of(answer, site), self.sites.domain_of(site)
             examples, loss = int(told["num-examples"]), told["loss"]
-            journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config.local_for(domain).max_length)
+            journal.warn_truncated(site, domain, told.get("truncated", 0.0), self.config)
             names = {"loss": "loss", "steps": "steps", "update-norm": "update_norm"}
             values = {column: told[name] for name, column in names.items() if name in told}
             rows.append((site, domain, "train", values, examples))

@@ -111,8 +111,9 @@ class Journal:
             who = domain if of_all else f"{domain}, {', '.join(names)}"
             self.warn_once(f"{who}: {sentence}")
 
-    def warn_truncated(self, site: str, domain: str, share: float, max_length: int) -> None:
+    def warn_truncated(self, site: str, domain: str, share: float, config: RunConfig) -> None:
         if share > TRUNCATED_SHARE:
+            max_length = config.local_for(domain).max_length
             self.warn_once(
                 f"{domain}: {share:.0%} of the texts of site {site} are longer than max-length = {max_length} and are "
                 f"cut; domains.{domain}.local.max-length=... mends it"

@@ -49,7 +49,8 @@ class Reduction:
         Returns site -> row of those whose round counts, so that they may keep what is private.
         """
         change = leaves["delta"]
-        finite = change.isfinite().all(dim=1).tolist()
+        finite = change.sum(dim=1).isfinite()  # whoever has one value that is not has no such sum: a tenth of the work
+        finite = (finite if finite.all() else change.isfinite().all(dim=1)).tolist()
         unfit = self._unfit(sites, change, finite)
         kept = {site: row for row, (site, _, _) in enumerate(sites) if row not in unfit}
         if not self.is_mean:  # the server will say the same of those that are unfit

@@ -92,7 +92,7 @@ class Workbench:
             return [0.0] * len(change)
         exact = torch.float64 if change.device.type != "mps" else torch.float32  # Apple's GPUs know no float64
         parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=exact) for a, b in spans]
-        return torch.linalg.vector_norm(torch.stack(parts), dim=0).tolist()
+        return (parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)).tolist()
 
     @phase("move")
     def load(self, order: Order, received: Mapping[str, np.ndarray], sites: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedfm.errors import ModelError
 from fedfm.models.rows import Active, RowConv2d, RowGroupNorm, RowLayerNorm, RowLinear, RowPositions
@@ -43,10 +42,10 @@ class ImageAdapter(nn.Module):
         self.norm = RowLayerNorm(active, norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = self.embed((images - 0.5).mul_(4))
+        pixels = (images - 0.5).mul_(4)
         if not self.is_grid:
-            return seen[:, None]
-        grid = seen.permute(0, 2, 3, 1)
+            return self.embed(_channels_last(pixels))[:, None]
+        grid = self.embed(pixels).permute(0, 2, 3, 1)
         return self.norm(self.positions(grid).flatten(1, 2))
 
 
@@ -95,29 +94,17 @@ class _HalfSize(nn.Module):
     """`nn.MaxPool2d(2)`, to the digit: `[N, C, h, w] -> [N, C, h // 2, w // 2]`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _PooledOnCPU.apply(x) if x.device.type == "cpu" else F.max_pool2d(x, 2)
+        return F.max_pool2d(_channels_last(x), 2)
 
 
-class _PooledOnCPU(torch.autograd.Function):
-    """torch pools by vectors where channels stand last, and value by value where they stand first. All images and
-    channels are laid out as the channels of one image; autograd's own way through these layouts copies twice as
-    often."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        wide = x.reshape(1, -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
-        pooled, where = F.max_pool2d(wide, 2, return_indices=True)
-        ctx.save_for_backward(wide, where)
-        ctx.shape = x.shape
-        return pooled.contiguous().view(*x.shape[:2], *pooled.shape[2:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor) -> Tensor:
-        wide, where = ctx.saved_tensors
-        passed = dy.reshape(where.shape).contiguous(memory_format=torch.channels_last)
-        dx = torch.ops.aten.max_pool2d_with_indices_backward(passed, wide, [2], [2], [0], [1], False, where)
-        return dx.contiguous(memory_format=torch.contiguous_format).view(ctx.shape)
+def _channels_last(x: Tensor) -> Tensor:
+    """`x [N, C, h, w]`, on a CPU with its channels side by side in memory, as the layers then keep them: there torch
+    pools by vectors, and value by value where channels stand first."""
+    if x.device.type != "cpu":
+        return x
+    if x.shape[1] == 1:  # of one channel both orders are the same, and torch would take it for channels first
+        return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _PadTo(nn.Module):

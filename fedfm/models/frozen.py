@@ -35,9 +35,11 @@ FILL_BATCH = 64
 
 def frozen_below(model: SiteModel) -> str:
     """What can be kept of a domain's texts: "pooled", "hidden", or "" where something trains below every layer."""
+    if model.card.image_shape is not None or model.cut == 0:
+        return ""
     config = model.body.config
     narrow = getattr(config, "embedding_size", config.hidden_size) != config.hidden_size  # then a projection follows
-    if model.card.image_shape is not None or model.cut == 0 or (narrow and model.above):
+    if narrow and model.above:
         return ""
     return "pooled" if not model.above and model.card.task == "text-classification" else "hidden"
 

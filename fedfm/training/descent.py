@@ -37,8 +37,8 @@ def descend(
 ) -> None:
     """Run the local steps of K sites in place.
 
-    theta, grad: the client matrix and its gradient `[K, P]`. `backward(t, k)` adds the gradient of step t (from 0) of
-    the first k rows to `grad`, which holds zeros. steps: number of steps of each row, largest first. rate: learning
+    theta, grad: the client matrix and its gradient `[K, P]`. `backward(t, k)` writes the gradient of step t (from 0) of
+    the first k rows into those of `grad`. steps: number of steps of each row, largest first. rate: learning
     rate of each column `[P]`. rows: what `correct` sees of each site; without it theta is what was received. mask:
     True where something trains, `[P]` or `[K, P]`. A step is: gradient, correction, mask, clipping, optimiser.
     """
@@ -51,7 +51,6 @@ def descend(
     trains = None if mask is None else mask.to(theta.dtype).expand_as(theta)
     for t in range(max(steps, default=0)):
         k = sum(t < count for count in steps)
-        grad[:k].zero_()
         with torch.enable_grad():
             backward(t, k)
         direction = grad[:k]

@@ -68,28 +68,29 @@ def fit(
     plans = [w.plan(local, draws) for w in works]
     order = sorted(range(len(works)), key=lambda i: -len(plans[i]))
     sorted_works, plans = [works[i] for i in order], [plans[i] for i in order]
-    part, is_sorted = slice(len(order)), order == list(range(len(order)))
-    index, inside = torch.tensor(order), rows
-    if not is_sorted:  # also where one site trains alone, whose rows need no copy
+    part, is_sorted, inside = slice(len(order)), order == list(range(len(order))), rows
+    if not is_sorted:  # where it is, as where one site trains alone, no row needs a copy
+        index = torch.tensor(order)
         matrix.theta[part] = matrix.theta[part][index]
         inside = None if rows is None else _taken(rows, index)
+        mask = mask[index] if mask is not None and mask.dim() == 2 else mask
     losses = torch.zeros(len(order), dtype=torch.float64, device=matrix.theta.device)
     augments = [w.generator(f"augment{draws}") for w in sorted_works] if local.augment else []
     backward = _backward(matrix, sorted_works, plans, losses, augments, contrast, inside)
     rate = matrix.rates(local.learning_rate, local.head_learning_rate)
     descend(
         matrix.theta[part], matrix.grad[part], backward, [len(plan) for plan in plans], rate, make_optimizer(local),
-        correct, inside, mask[index] if mask is not None and mask.dim() == 2 else mask,
-        clip_norm=local.clip_norm, schedule=local.schedule,
+        correct, inside, mask, clip_norm=local.clip_norm, schedule=local.schedule,
     )  # fmt: skip
     matrix.activate(matrix.rows)
+    means = [loss / max(len(plan), 1) for loss, plan in zip(losses.tolist(), plans, strict=True)]
+    if is_sorted:
+        return means
     back = torch.argsort(index)
-    if not is_sorted:
-        matrix.theta[part] = matrix.theta[part][back]
-        if rows is not None:
-            _put_back(rows, inside, back)
-    means = losses.cpu() / torch.tensor([max(len(plan), 1) for plan in plans])
-    return means[back].tolist()
+    matrix.theta[part] = matrix.theta[part][back]
+    if rows is not None:
+        _put_back(rows, inside, back)
+    return [means[place] for place in back.tolist()]
 
 
 def _backward(

@@ -60,7 +60,7 @@ def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> Optimizer:
         if momentum:
             velocity = state[0][: len(theta)]
             grad = velocity.mul_(momentum).add_(grad)
-        theta.addcmul_(grad, rate.expand_as(grad), value=-1)
+        theta.addcmul_(grad, rate, value=-1)
 
     return Optimizer(start, step)
 

@@ -13,6 +13,7 @@ from fedfm.federation import alignment
 from fedfm.federation.alignment import Alignment
 from fedfm.results.predictions import load_items
 from fedfm.strategies import Update
+from fedfm.strategies.base import two_level_mean
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -70,6 +71,27 @@ def test_cosines_by_hand(monkeypatch, in_memory):
     assert found[0] == pytest.approx(0.25 / np.hypot(0.25, 0.75))
     assert found[1] == pytest.approx((0.75 + 4) / (np.sqrt(5) * np.sqrt(0.25**2 + 0.75**2 + 4)))
     assert np.isnan(cosines([Update("a", "d", 1, {"shared/w": np.zeros(2)})])[0])
+
+
+def test_cosines_do_not_depend_on_the_order_of_tensors_nor_of_sites(monkeypatch):
+    """Against the definition, site by site: two domains in turn, tensors in either order, one site without any."""
+    draw = np.random.default_rng(0)
+    tensors = [{"shared/w": draw.normal(size=(2, 3)), f"{d}/h": draw.normal(size=2)} for d in "dedde"]
+    updates = [
+        Update(f"s{i}", d, i + 1, dict(sorted(t.items(), reverse=i % 2 == 1)))
+        for i, (d, t) in enumerate(zip("dedde", tensors, strict=True))
+    ]
+    mean = two_level_mean(updates, {"d": 2.0})
+    wanted = []
+    for update in updates:
+        own = np.concatenate([update.delta[name].ravel() for name in sorted(update.delta)])
+        other = np.concatenate([mean[name].ravel() for name in sorted(update.delta)])
+        wanted.append(own @ other / np.linalg.norm(own) / np.linalg.norm(other))
+    for in_memory in (1, 2**22):
+        monkeypatch.setattr(alignment, "IN_MEMORY", in_memory)
+        *found, of_nothing = cosines([*updates, Update("t", "d", 1, {})], d=2.0)
+        assert found == pytest.approx(wanted, abs=1e-14)
+        assert np.isnan(of_nothing)
 
 
 def test_cosines_weigh_domains_as_the_mean_does():

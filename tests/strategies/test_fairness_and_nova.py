@@ -29,7 +29,7 @@ def fixed_point(name: str, taus: tuple[int, ...], momentum: float = 0.0, rounds:
         grad = torch.zeros_like(theta)
 
         def backward(step: int, active: int, theta=theta, grad=grad) -> None:
-            grad[:active] += torch.einsum("kij,kj->ki", curvature[:active], (theta - centre)[:active])
+            grad[:active] = torch.einsum("kij,kj->ki", curvature[:active], (theta - centre)[:active])
 
         descend(theta, grad, backward, taus, torch.full((SIZE,), ETA, dtype=torch.float64), sgd(momentum))
         updates = [

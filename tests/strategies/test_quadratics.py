@@ -71,7 +71,7 @@ def fixed_point(
 
         def backward(step: int, active: int, theta: Tensor = theta, grad: Tensor = grad) -> None:
             off = (theta - centre)[:active]
-            grad[:active] += torch.einsum("kij,kj->ki", curvature[:active], off)
+            grad[:active] = torch.einsum("kij,kj->ki", curvature[:active], off)
 
         descend(theta, grad, backward, taus, rate, sgd(), correct or strategy.correct)
         updates = [

@@ -43,7 +43,7 @@ def play(strategy: Strategy, taus: tuple[int, ...] = TAUS, rounds: int = 1500) -
             grad = torch.zeros_like(point)
 
             def backward(step: int, active: int, point: Tensor = point, grad: Tensor = grad) -> None:
-                grad[:active] += torch.einsum("kij,kj->ki", curvature[:active], (point - centre)[:active])
+                grad[:active] = torch.einsum("kij,kj->ki", curvature[:active], (point - centre)[:active])
 
             rate = torch.full((SIZE,), ETA, dtype=torch.float64)
             descend(point, grad, backward, taus, rate, sgd(), strategy.correct, rows)
