@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from turns import VARIABLE
 HERE = Path(__file__).parent
 LONGEST_TURN = 1800.0  # seconds
 TOLERANCE = 1e-2  # float32: distance to the floor's weights, as a share of how far training moved those
+PROVEN_TOLERANCE = 5e-2  # of an engine whose float64 weights are the floor's: a maximum that another order of the same
+# sum decides the other way changes a whole entry of a gradient, which grows from round to round (W1, the plain loop
+# against itself with channels last: 2e-4 after one round, 1.4e-2 after seven)
 NOT_COMPARED = ("floor", "k1-buckets")  # itself; other batches on purpose
 
 
@@ -27,7 +31,8 @@ class Cell:
     def __init__(self, workload: str, engine: str, rounds: int, scratch: Path, *options: str):
         self.engine, self.rounds, self.peak = engine, rounds, 0
         self.out = scratch / f"{workload}-{engine}"
-        self.out.with_suffix(".json").unlink(missing_ok=True)
+        for suffix in (".json", ".npz"):  # of an earlier run: a cell that fails must not be judged by them
+            self.out.with_suffix(suffix).unlink(missing_ok=True)
         hears, self._say = os.pipe()
         self._hear, says = os.pipe()
         command = [sys.executable, str(HERE / "cell.py"), workload, engine, "--out", str(self.out)]
@@ -97,15 +102,20 @@ class Cell:
 
 
 def side_by_side(
-    workload: str, engines: list[str], rounds: int, scratch: Path, *options: str, tolerance: float = TOLERANCE
-) -> list[dict]:
-    """Results of the engines, which take turns for `rounds` rounds; void ones say why."""
+    workload: str, engines: list[str], rounds: int, scratch: Path, *options: str, tolerance: float = TOLERANCE,
+    proven: Collection[str] = (),
+) -> list[dict]:  # fmt: skip
+    """Results of the engines, which take turns for `rounds` rounds; void ones say why.
+
+    `proven`: whose weights in float64 are those of the floor.
+    """
     cells = [Cell(workload, engine, rounds, scratch, *options) for engine in engines]
     for number in range(1, rounds + 1):
         for cell in cells:
             if cell.alive:
                 cell.turn(is_last=number == rounds)
-    return [judged(cell.result(), workload, scratch, tolerance) for cell in cells]
+    tolerances = dict.fromkeys(proven, PROVEN_TOLERANCE)
+    return [judged(c.result(), workload, scratch, tolerances.get(c.engine, tolerance)) for c in cells]
 
 
 def judged(result: dict, workload: str, scratch: Path, tolerance: float = TOLERANCE) -> dict:

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "record_of", "take_identity"]
+__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "take_identity", "trusted_record"]
 R = TypeVar("R", ConfigRecord, MetricRecord)
 
 
@@ -26,7 +26,7 @@ def name_message(message: Message, name: str) -> None:
     message.metadata.__dict__["_message_id"] = name
 
 
-def record_of(kind: type[R], fields: dict[str, Any]) -> R:
+def trusted_record(kind: type[R], fields: dict[str, Any]) -> R:
     """A record of fields whose types are known to be right.
 
     Flower's own constructor looks at every value: at thirty of them for each site, which is half of what a message

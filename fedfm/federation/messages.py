@@ -34,7 +34,7 @@ from fedfm.arrays import Arrays
 from fedfm.config import Task
 from fedfm.domains.card import DomainCard
 from fedfm.errors import FedfmError, Problem
-from fedfm.federation.flower_private import record_of
+from fedfm.federation.flower_private import trusted_record
 from fedfm.federation.wire import from_record, size_of, to_record
 from fedfm.profiling import phase
 
@@ -165,7 +165,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
         "used": list(order.used),
         "beside": ["/".join(scoring) for scoring in order.beside],
     }  # fmt: skip
-    content = RecordDict({"weights": weights, "order": record_of(ConfigRecord, fields)})
+    content = RecordDict({"weights": weights, "order": trusted_record(ConfigRecord, fields)})
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=str(order.round))
 
 
@@ -212,8 +212,8 @@ def _records(answer: Answer) -> dict[str, ArrayRecord | MetricRecord | ConfigRec
     left_out = {"left-out": list(answer.left_out), "reasons": list(answer.left_out.values())}
     return {
         "arrays": to_record(answer.arrays),
-        "metrics": record_of(MetricRecord, {n: [float(v) for v in values] for n, values in answer.metrics.items()}),
-        "meta": record_of(ConfigRecord, {"sites": list(answer.sites), **left_out}),
+        "metrics": trusted_record(MetricRecord, {n: list(map(float, values)) for n, values in answer.metrics.items()}),
+        "meta": trusted_record(ConfigRecord, {"sites": list(answer.sites), **left_out}),
     }
 
 
