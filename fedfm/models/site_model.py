@@ -21,7 +21,8 @@ from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
 from fedfm.models.plain_layers import simplify
-from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowLoRA, RowModule, Whole
+from fedfm.models.row_lora import RowLoRA
+from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowModule, Whole
 from fedfm.profiling import phase
 
 

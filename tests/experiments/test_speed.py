@@ -149,6 +149,27 @@ def test_weights_that_are_not_the_floors_make_a_row_void(speed, tmp_path, other,
     assert ("void" in speed("harness").judged(told, "W1", tmp_path)) == bool(why)
 
 
+def test_whoever_is_the_floor_in_float64_may_be_further_off_in_float32(speed, tmp_path, monkeypatch):
+    """3 % of the way are too much, and are not where float64 was equal; a site that is missing (7 %) always is."""
+    harness = speed("harness")
+
+    class Cell:
+        alive = False
+
+        def __init__(self, workload, engine, rounds, scratch):
+            self.engine, self.told = engine, {"engine": engine, "updates": 4, "expected": 4}
+
+        def result(self):
+            return self.told
+
+    monkeypatch.setattr(harness, "Cell", Cell)
+    np.savez(tmp_path / "W1-floor.npz", **{"a": np.array([1.0, 2.0]), "start:a": np.array([1.0, 1.0])})
+    for engine, end in (("k1", 1.97), ("k8", 1.97), ("auto", 1.93)):
+        np.savez(tmp_path / f"W1-{engine}.npz", a=np.array([1.0, end]))
+    found = harness.side_by_side("W1", ["k1", "k8", "auto"], 3, tmp_path, proven=["k1", "auto"])
+    assert ["void" in cell for cell in found] == [False, True, True]
+
+
 def test_missing_updates_make_a_row_void(speed, tmp_path):
     told = speed("harness").judged({"engine": "k1", "updates": 3, "expected": 4}, "W1", tmp_path)
     assert told["void"] == "3 of 4 updates came"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from fedfm.federation.reduction import Reduction
 from fedfm.federation.screening import reason_to_leave_out
 
 SENT = {"shared/a": np.zeros((2, 3), np.float32), "text/head": np.zeros(4, np.float32)}
@@ -54,3 +58,20 @@ def test_a_bad_update_is_named_with_its_reason(case):
 @pytest.mark.parametrize("limit", [0.0, 3.2])
 def test_a_good_update_passes(limit):
     assert reason_to_leave_out(delta(), SENT, 1, 0.5, limit) == ""
+
+
+def test_of_a_pack_only_rows_that_are_not_finite_stay_out_of_the_mean():
+    """Also where the sum of finite values is beyond float32, and where infinities of both signs meet in it."""
+    most = float(np.finfo(np.float32).max)
+    change = torch.tensor([[1.0, 2.0, 0.0], [most, most, 0.0], [np.inf, -np.inf, 0.0], [0.0, np.nan, 0.0]])
+    sites = [(name, examples, 1.0) for name, examples in zip("abcd", (10, 30, 5, 5), strict=True)]
+    order = SimpleNamespace(sites=tuple("abcd"), each=False)
+    matrix = SimpleNamespace(unflatten=lambda row: {"w": row})
+    reduction = Reduction(order, matrix, {"w": "shared/w"}, max_norm=0.0)
+    assert reduction.add(sites, {"delta": change}) == {"a": 0, "b": 1}
+    assert {site: reason.partition(",")[0] for site, reason in reduction.left_out.items()} == {
+        "c": "2 of 3 values are not finite",
+        "d": "1 of 3 values are not finite",
+    }
+    wanted = (10 * np.array([1.0, 2.0, 0.0]) + 30 * np.array([most, most, 0.0])) / 40
+    np.testing.assert_allclose(reduction.arrays()["shared/w"], wanted, rtol=1e-15)
