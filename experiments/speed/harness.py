@@ -20,8 +20,7 @@ HERE = Path(__file__).parent
 LONGEST_TURN = 1800.0  # seconds
 TOLERANCE = 1e-2  # float32: distance to the floor's weights, as a share of how far training moved those
 PROVEN_TOLERANCE = 5e-2  # of an engine whose float64 weights are the floor's: a maximum that another order of the same
-# sum decides the other way changes a whole entry of a gradient, which grows from round to round (W1, the plain loop
-# against itself with channels last: 2e-4 after one round, 1.4e-2 after seven)
+# sum decides the other way changes a whole entry of a gradient, which grows from round to round
 NOT_COMPARED = ("floor", "k1-buckets")  # itself; other batches on purpose
 
 
@@ -107,7 +106,7 @@ def side_by_side(
 ) -> list[dict]:  # fmt: skip
     """Results of the engines, which take turns for `rounds` rounds; void ones say why.
 
-    `proven`: whose weights in float64 are those of the floor.
+    `proven`: whose weights in float64 are those of the floor after as many rounds.
     """
     cells = [Cell(workload, engine, rounds, scratch, *options) for engine in engines]
     for number in range(1, rounds + 1):

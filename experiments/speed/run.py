@@ -59,12 +59,13 @@ def main() -> None:
         os.environ.setdefault("FEDFM_SPEED_FOLDER", str(Path(scratch) / "data"))
         for workload in arguments.workload:
             engines = engines_of(workload, arguments.engine, results["notes"])
-            found = exact(workload, engines, Path(scratch), options) if has_exact(workload, arguments) else {}
-            results["exact"] |= {workload: found} if found else {}
+            rounds = arguments.rounds + DROPPED
+            found = {}
+            if workload in EXACT_ON and not arguments.skip_exact:
+                found = results["exact"][workload] = exact(workload, engines, rounds, Path(scratch), options)
             proven = [engine for engine, apart in found.items() if apart is not None and apart <= EXACT_AT_MOST]
             for repetition in range(arguments.repetitions):
                 print(f"{workload}, repetition {repetition + 1}: {' '.join(engines)}", flush=True)
-                rounds = arguments.rounds + DROPPED
                 cells = side_by_side(workload, engines, rounds, Path(scratch), *options, proven=proven)
                 results["cells"] += [cell | {"repetition": repetition} for cell in cells]
             if workload in COUNTED_ON:
@@ -101,14 +102,10 @@ def engines_of(workload: str, wanted: list[str] | None, notes: list[str]) -> lis
     return engines
 
 
-def has_exact(workload: str, arguments: argparse.Namespace) -> bool:
-    return workload in EXACT_ON and not arguments.skip_exact
-
-
-def exact(workload: str, engines: list[str], scratch: Path, options: list[str]) -> dict[str, float | None]:
-    """Largest difference to the floor after two rounds in float64; None where an engine gave no weights."""
+def exact(workload: str, engines: list[str], rounds: int, scratch: Path, options: list[str]) -> dict[str, float | None]:
+    """Largest difference to the floor after all rounds in float64; None where an engine gave no weights."""
     named = ["floor", *(engine for engine in EXACT if engine in engines)]
-    found = side_by_side(workload, named, DROPPED, scratch, "--dtype", "float64", *options)
+    found = side_by_side(workload, named, rounds, scratch, "--dtype", "float64", *options)
     return {cell["engine"]: cell.get("difference") for cell in found if cell["engine"] != "floor"}
 
 

@@ -29,8 +29,8 @@ def name_message(message: Message, name: str) -> None:
 def trusted_record(kind: type[R], fields: dict[str, Any]) -> R:
     """A record of fields whose types are known to be right.
 
-    Flower's own constructor looks at every value: at thirty of them for each site, which is half of what a message
-    costs in a simulation. What is wrong would still be found where the record becomes bytes.
+    Flower's own constructor looks at every value, at thirty of them for each site of a simulation. What is wrong would
+    still be found where the record becomes bytes.
     """
     record = kind()
     record.__dict__["_data"] = fields

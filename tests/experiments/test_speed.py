@@ -150,7 +150,7 @@ def test_weights_that_are_not_the_floors_make_a_row_void(speed, tmp_path, other,
 
 
 def test_whoever_is_the_floor_in_float64_may_be_further_off_in_float32(speed, tmp_path, monkeypatch):
-    """3 % of the way are too much, and are not where float64 was equal; a site that is missing (7 %) always is."""
+    """3 % of the way are too much, and are not where float64 was equal; 7 % always are."""
     harness = speed("harness")
 
     class Cell:
