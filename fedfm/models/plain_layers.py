@@ -7,8 +7,12 @@ that not a digit changes. The modules stay where and what they are: whatever tun
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedfm.models.frozen_layer import FrozenLayer
 
 KIN = {  # classes of layers that are one architecture under several names
     "BertLayer", "RobertaLayer", "ElectraLayer", "CamembertLayer", "XLMRobertaLayer", "Data2VecTextLayer",
@@ -46,11 +50,17 @@ def _add_and_normalise(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor
     return parts["LayerNorm"](parts["dense"](x) + residual)
 
 
-def simplify(model: nn.Module) -> None:
-    """Give the layers of an encoder that never drops out, where they are of `KIN`, their plain forward pass."""
+def simplify(model: nn.Module, trained: Collection[nn.Module] = ()) -> bool:
+    """Give the layers of an encoder that never drops out, where they are of `KIN`, their plain forward pass.
+
+    trained: modules whose own weights will train. True where what is left of the encoder's forward pass is its
+    embedding and its layers, one after the other.
+    """
     config = model.config
     if config._attn_implementation != "sdpa" or getattr(config, "is_decoder", False):
-        return
-    for layer in model.modules():
-        if type(layer).__name__ in KIN:
-            layer.forward = PlainLayer(layer)
+        return False
+    layers = [module for module in model.modules() if type(module).__name__ in KIN]
+    for layer in layers:
+        is_frozen = not any(module is one for module in layer.modules() for one in trained)
+        layer.forward = FrozenLayer(layer) if is_frozen and FrozenLayer.fits(layer) else PlainLayer(layer)
+    return bool(layers) and {name for name, _ in model.named_children()} == {"embeddings", "encoder"}

@@ -1,12 +1,14 @@
 """LoRA for many sites at once: the frozen layer between them is one, the low-rank updates are rows.
 
-Shape letters: k sites, B examples of a site, S tokens, H features, r rank.
+Shape letters: k sites, T rows of the input (a site's adjacent), H features in, O features out, r rank.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,18 +33,35 @@ class RowLoRA(RowModule):
         super().__init__(active, shapes)
         self.base, self.scale = base, alpha / rank
         self.merged: Tensor | None = None  # in place of the frozen weight
+        self._linear: tuple[int, Linear] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.base.weight if self.merged is None else self.merged
-        factors = [self.row(name) for name in self.shapes]
+        linear = self.linear()
         if not torch.is_autocast_enabled(x.device.type):
-            return _LowRank.apply(x, weight, self.base.bias, self.scale, *factors)
-        y = F.linear(x, weight, self.base.bias)  # autocast knows torch's operators, and none of ours
+            return _LowRank.apply(x, linear, *linear.factors())
+        y = F.linear(x, linear.weight, linear.bias)  # autocast knows torch's operators, and none of ours
         wide, total = x.reshape(self.k, -1, x.shape[-1]), y.view(self.k, -1, y.shape[-1])
-        for a, b in zip(factors[::2], factors[1::2], strict=True):
+        for a, b in linear.pairs:
             low = torch.bmm(wide, a.transpose(1, 2))
             total = torch.baddbmm(total, low, b.transpose(1, 2), alpha=self.scale)
         return total.view(y.shape)
+
+    def linear(self) -> Linear:
+        """What it computes with at present. Made anew only where that has changed: a step asks at every layer."""
+        weight = self.base.weight if self.merged is None else self.merged
+        if self._linear is None or self._linear[0] != self.k or self._linear[1].weight is not weight:
+            factors = [self.row(name) for name in self.shapes]
+            pairs = tuple(zip(factors[::2], factors[1::2], strict=True))
+            self._linear = self.k, Linear(weight, self.base.bias, self.scale, pairs)
+        return self._linear[1]
+
+    def bind(self, attribute: str, rows: Tensor) -> nn.Parameter:
+        self._linear = None
+        return super().bind(attribute, rows)
+
+    def rebind(self, attribute: str, parameter: nn.Parameter) -> None:
+        self._linear = None
+        super().rebind(attribute, parameter)
 
     def merge(self, product: Tensor | None) -> None:
         """Compute with W0 + (alpha / r) `product [out, in]` from now on; with W0 itself where there is none."""
@@ -57,42 +76,78 @@ class RowLoRA(RowModule):
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 
+class Linear(NamedTuple):
+    """A frozen linear layer `W0 [O, H]`, `b0 [O]`, and the low-rank update on it, if any: pairs (A_i, B_i) and a scale.
+
+    A_i `[k, r, H]`, B_i `[k, O, r]`. What is computed, and its gradients, without a graph:
+
+        y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T        dx = dy W0 + scale * sum_i (dy B_i) A_i
+        dA_i = scale * (dy B_i)^T x                            dB_i = scale * dy^T (x A_i^T)
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float = 1.0
+    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def factors(self) -> list[Tensor]:
+        """A_1, B_1, A_2, B_2, ..."""
+        return [factor for pair in self.pairs for factor in pair]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`y [T, O]` of `x [T, H]`, and `x A_i^T [k, T / k, r]`, which the gradients want."""
+        y, lows = F.linear(x, self.weight, self.bias), []
+        for a, b in self.pairs:
+            lows.append(torch.bmm(_of_sites(x, a), a.transpose(1, 2)))
+            _of_sites(y, b).baddbmm_(lows[-1], b.transpose(1, 2), alpha=self.scale)
+        return y, lows
+
+    def to_factors(self, dy: Tensor, x: Tensor, lows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the factors, and `dy B_i [k, T / k, r]`, which that of the input wants."""
+        gradients, backs = [], []
+        for (_, b), low in zip(self.pairs, lows, strict=True):
+            change = _of_sites(dy, b)
+            back = torch.bmm(change, b)
+            gradients += [_scaled(self.scale, back, _of_sites(x, b)), _scaled(self.scale, change, low)]
+            backs.append(back)
+        return gradients, backs
+
+    def to_input(self, dy: Tensor, backs: Sequence[Tensor], onto: Tensor | None = None) -> Tensor:
+        """The gradient of the input, `[T, H]`, added to `onto` in place where that is given."""
+        dx = torch.mm(dy, self.weight) if onto is None else onto.addmm_(dy, self.weight)
+        for (a, _), back in zip(self.pairs, backs, strict=True):
+            _of_sites(dx, a).baddbmm_(back, a, alpha=self.scale)
+        return dx
+
+
 class _LowRank(torch.autograd.Function):
-    """`y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T`, rows of a site adjacent, and its gradients as one node.
+    """A `Linear` as one node of the graph.
 
     Written out, because torch's own takes twice the operators: it scales where a product could have scaled, and adds
-    what one product could have added to another. factors: A_1 `[k, r, in]`, B_1 `[k, out, r]`, A_2, B_2, ...
-
-        g = dy B    dx = dy W0 + scale * g A    dA = scale * g^T x    dB = scale * dy^T (x A^T)
+    what one product could have added to another.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
-        y = F.linear(x, weight, bias)
-        k = factors[0].shape[0]
-        wide, total = x.reshape(k, -1, x.shape[-1]), y.view(k, -1, y.shape[-1])
-        lows = []
-        for a, b in zip(factors[::2], factors[1::2], strict=True):
-            lows.append(torch.bmm(wide, a.transpose(1, 2)))
-            total.baddbmm_(lows[-1], b.transpose(1, 2), alpha=scale)
-        ctx.save_for_backward(weight, wide, *factors, *lows)
-        ctx.scale, ctx.shape = scale, x.shape
-        return y
+    def forward(ctx, x: Tensor, linear: Linear, *factors: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        y, lows = linear.forward(flat)
+        ctx.save_for_backward(flat, *lows)
+        ctx.linear, ctx.shape = linear, x.shape
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, wide, *rest = ctx.saved_tensors
-        factors, lows = rest[: 2 * len(rest) // 3], rest[2 * len(rest) // 3 :]
-        change = dy.reshape(wide.shape[0], -1, dy.shape[-1])
-        dx = torch.mm(change.view(-1, dy.shape[-1]), weight).view_as(wide) if ctx.needs_input_grad[0] else None
-        gradients = []
-        for a, b, low in zip(factors[::2], factors[1::2], lows, strict=True):
-            g = torch.bmm(change, b)
-            gradients += [_scaled(ctx.scale, g, wide), _scaled(ctx.scale, change, low)]
-            if dx is not None:
-                dx.baddbmm_(g, a, alpha=ctx.scale)
-        return None if dx is None else dx.view(ctx.shape), None, None, None, *gradients
+        x, *lows = ctx.saved_tensors
+        dy = dy.reshape(-1, dy.shape[-1])
+        gradients, backs = ctx.linear.to_factors(dy, x, lows)
+        dx = ctx.linear.to_input(dy, backs).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, *gradients
+
+
+def _of_sites(x: Tensor, rows: Tensor) -> Tensor:
+    """`x [T, H]` as `[k, T / k, H]`, for the k of `rows`."""
+    return x.view(rows.shape[0], -1, x.shape[1])
 
 
 def _scaled(scale: float, a: Tensor, b: Tensor) -> Tensor:

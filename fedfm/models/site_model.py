@@ -39,7 +39,6 @@ class SiteModel(nn.Module):
         self.dtype = torch.float32 if self.is_half else self.frozen_dtype  # of inputs, of what trains, of logits
         norm = _embedding_norm(body)
         self.body.embeddings = _Entrance(self.body.embeddings)
-        simplify(self.body)
         layer_types = set(getattr(body.model.config, "layer_types", None) or ["full_attention"])
         self.attends_alike = body.model.config._attn_implementation == "sdpa" and layer_types == {"full_attention"}
         if card.image_shape:
@@ -53,6 +52,8 @@ class SiteModel(nn.Module):
         self.is_bare = not len(self.stack) and all(name.startswith("embeddings.") for name in names)
         self.above = {str(i): layer for i, layer in enumerate(list(self.stack)[self.cut :])}
         _TUNINGS[settings.tuning](self, settings)
+        whole = [module.inner[0] for module in self.rows().values() if isinstance(module, Whole)]
+        self.is_plain = simplify(self.body, whole)
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -71,7 +72,7 @@ class SiteModel(nn.Module):
         if "images" in inputs:
             hidden = self.adapter(inputs["images"]).to(self.frozen_dtype)
             if not self.is_bare:  # a body of nothing would hand back what it is given, at the price of a body
-                hidden = self.body(inputs_embeds=hidden).last_hidden_state
+                hidden = self._through(self.stack._modules, hidden, None)
             return self.head(hidden.squeeze(1) if hidden.shape[1] == 1 else hidden.mean(dim=1))
         if "pooled" in inputs:
             return self.head(inputs["pooled"])
@@ -82,17 +83,24 @@ class SiteModel(nn.Module):
     def encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Texts through the whole body: `[N, S, H]`."""
         mask = self._for_body(inputs.get("attention_mask"))
+        if self.is_plain:
+            return self._through(self.stack._modules, self.body.embeddings(input_ids=inputs["input_ids"]), mask)
         return self.body(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
 
     def above_cut(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The states at the cut `[N, S, H]` through the layers above it; the body's own forward, with fewer layers."""
-        if not self.above:
+        """The states at the cut `[N, S, H]` through the layers above it."""
+        return self._through(self.above, hidden.to(self.frozen_dtype), self._for_body(mask)) if self.above else hidden
+
+    def _through(self, layers: Mapping[str, nn.Module], hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Some of the layers, and what follows on them in the body's own forward pass, which is run with fewer."""
+        if self.is_plain:  # there is nothing else in it; of a small batch its wrapping takes as long as a layer
+            for layer in layers.values():
+                hidden = layer(hidden, mask)
             return hidden
         whole = self.stack._modules
-        self.stack._modules = self.above
+        self.stack._modules = layers
         try:
-            hidden = hidden.to(self.frozen_dtype)
-            return self.body(inputs_embeds=hidden, attention_mask=self._for_body(mask)).last_hidden_state
+            return self.body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
         finally:
             self.stack._modules = whole
 

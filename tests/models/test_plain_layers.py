@@ -9,6 +9,7 @@ import torch
 from model_helpers import TEXT, make_bound, make_config, random_encoders, save_encoder, token_inputs
 
 from fedfm.models import body as body_module
+from fedfm.models.frozen_layer import FrozenLayer
 from fedfm.models.plain_layers import KIN, PlainLayer, simplify
 
 SIMPLE = {"bert", "roberta", "electra", "xlm-roberta"}  # families whose layers are of KIN
@@ -21,7 +22,7 @@ def _no_cache():
 
 
 def is_simple(model) -> bool:
-    return any(isinstance(module.__dict__.get("forward"), PlainLayer) for module in model.modules())
+    return any(isinstance(module.__dict__.get("forward"), PlainLayer | FrozenLayer) for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,0 +1,173 @@
+"""A layer of BERT whose own weights stay as they are, as two nodes of the graph: before its attention and after it.
+
+Nothing but the input and LoRA's factors needs a gradient there, and those are written out: torch's own graph of the
+same layer has thirty nodes, of which each costs more than its arithmetic where a batch is small.
+
+Shape letters: N examples, S tokens, H features, h heads of d features, T = N S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import GELUActivation
+
+from fedfm.models.row_lora import Linear, RowLoRA
+
+aten = torch.ops.aten
+SMALL = 2**13  # values, up to which torch's own kernel for GELU is faster on a CPU than the one of oneDNN
+
+
+class FrozenLayer:
+    """The forward pass of one layer, where all of its linear layers and norms are frozen ones.
+
+        a = LayerNorm_1(W_o attention(W_q x, W_k x, W_v x) + x)        y = LayerNorm_2(W_2 gelu(W_1 a) + a)
+    """
+
+    def __init__(self, layer: nn.Module):
+        own, attended, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+        self.head, self.scaling = own.attention_head_size, own.scaling
+        self.inward = [_computed(module) for module in (own.query, own.key, own.value)]
+        self.outward = [_computed(module) for module in (attended.dense, inner.dense, outer.dense)]
+        self.norms = [Norm.of(module) for module in (attended.LayerNorm, outer.LayerNorm)]
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """Is nothing but LoRA's factors trained in `layer`, one of BERT's architecture, and its activation GELU?"""
+        own, attended, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+        linears = (own.query, own.key, own.value, attended.dense, inner.dense, outer.dense)
+        return (
+            all(type(module) in (nn.Linear, RowLoRA) for module in linears)
+            and all(type(module) is nn.LayerNorm for module in (attended.LayerNorm, outer.LayerNorm))
+            and type(inner.intermediate_act_fn) is GELUActivation
+            and not any(value.requires_grad for value in layer.parameters())
+            and attended.LayerNorm.weight.dtype != torch.bfloat16  # that is under autocast, which knows no node of ours
+        )
+
+    def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
+        """hidden `[N, S, H]`, mask as `scaled_dot_product_attention` takes it -> `[N, S, H]`."""
+        inward = [module if type(module) is Linear else module.linear() for module in self.inward]
+        outward = [module if type(module) is Linear else module.linear() for module in self.outward]
+        heads = _Project.apply(hidden, self.head, inward, *(f for linear in inward for f in linear.factors()))
+        seen = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=self.scaling)
+        return _Finish.apply(seen, hidden, outward, self.norms, *(f for linear in outward for f in linear.factors()))
+
+
+class Norm(NamedTuple):
+    """A frozen LayerNorm."""
+
+    width: list[int]
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.LayerNorm) -> Norm:
+        return cls(list(module.normalized_shape), module.weight, module.bias, module.eps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`y [T, H]` of `x [T, H]`, and the mean and the inverse deviation that its gradient wants, `[T, 1]`."""
+        return torch.native_layer_norm(x, *self)
+
+    def to_input(self, dy: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+        """The gradient of the input, `[T, H]`."""
+        wanted = [True, False, False]
+        return aten.native_layer_norm_backward(dy, x, self.width, mean, inverse, self.weight, self.bias, wanted)[0]
+
+
+class _Project(torch.autograd.Function):
+    """Queries, keys and values `[N, h, S, d]` of `hidden [N, S, H]`; head: d."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: int, linears: Sequence[Linear], *factors: Tensor) -> tuple[Tensor, ...]:
+        n, s, h = hidden.shape
+        x, outputs, lows = hidden.reshape(n * s, h), [], []
+        for linear in linears:
+            y, low = linear.forward(x)
+            outputs.append(y.view(n, s, -1, head).transpose(1, 2))
+            lows += low
+        ctx.save_for_backward(x, *lows)
+        ctx.linears, ctx.shape = linears, hidden.shape
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *changes: Tensor) -> tuple[Tensor | None, ...]:
+        x, *lows = ctx.saved_tensors
+        dx, gradients = None, []
+        for linear, change in zip(ctx.linears, changes, strict=True):
+            dy = change.transpose(1, 2).reshape(x.shape[0], -1)
+            found, backs = linear.to_factors(dy, x, _taken(lows, linear))
+            gradients += found
+            if ctx.needs_input_grad[0]:
+                dx = linear.to_input(dy, backs, dx)
+        return None if dx is None else dx.view(ctx.shape), None, None, *gradients
+
+
+class _Finish(torch.autograd.Function):
+    """What follows on attention: `seen [N, h, S, d]` and the layer's input `hidden [N, S, H]` -> `[N, S, H]`."""
+
+    @staticmethod
+    def forward(
+        ctx, seen: Tensor, hidden: Tensor, linears: Sequence[Linear], norms: Sequence[Norm], *factors: Tensor
+    ) -> Tensor:
+        (out, inner, outer), (first, second) = linears, norms
+        n, s, h = hidden.shape
+        x = seen.transpose(1, 2).reshape(n * s, -1)
+        attended, low_out = out.forward(x)
+        attended.add_(hidden.reshape(n * s, h))
+        a, *of_first = first.forward(attended)
+        wide, low_inner = inner.forward(a)
+        active = _gelu(wide)
+        total, low_outer = outer.forward(active)
+        total.add_(a)
+        y, *of_second = second.forward(total)
+        lows = (*low_outer, *low_inner, *low_out)
+        ctx.save_for_backward(x, attended, *of_first, a, wide, active, total, *of_second, *lows)
+        ctx.linears, ctx.norms, ctx.shapes = linears, norms, (seen.shape, hidden.shape)
+        return y.view(n, s, h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, attended, mean_1, inverse_1, a, wide, active, total, mean_2, inverse_2, *lows = ctx.saved_tensors
+        (out, inner, outer), (first, second) = ctx.linears, ctx.norms
+        change = second.to_input(dy.reshape(total.shape), total, mean_2, inverse_2)
+        of_outer, backs = outer.to_factors(change, active, _taken(lows, outer))
+        narrow = _gelu_backward(outer.to_input(change, backs), wide)
+        of_inner, backs = inner.to_factors(narrow, a, _taken(lows, inner))
+        change = first.to_input(inner.to_input(narrow, backs, change), attended, mean_1, inverse_1)
+        of_out, backs = out.to_factors(change, x, _taken(lows, out))
+        (n, h, s, d), shape = ctx.shapes
+        d_seen = out.to_input(change, backs).view(n, s, h, d).transpose(1, 2)
+        return d_seen, change.view(shape), None, None, *of_out, *of_inner, *of_outer
+
+
+def _computed(module: nn.Module) -> Linear | RowLoRA:
+    """What does not change as such; LoRA, whose factors and weight do, as it is."""
+    return module if type(module) is RowLoRA else Linear(module.weight, module.bias)
+
+
+def _taken(lows: list[Tensor], linear: Linear) -> list[Tensor]:
+    """The first of `lows`, those of `linear`, which are taken out of it."""
+    count = len(linear.pairs)
+    own, lows[:count] = lows[:count], []
+    return own
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x.t()).t() if _is_small(x) else F.gelu(x)
+
+
+def _gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return aten.gelu_backward(dy.t(), x.t()).t() if _is_small(x) else aten.gelu_backward(dy, x)
+
+
+def _is_small(x: Tensor) -> bool:
+    """Should torch's own kernel do? It does where a table does not lie row by row."""
+    return x.numel() <= SMALL and x.device.type == "cpu"

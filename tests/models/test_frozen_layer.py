@@ -1,0 +1,161 @@
+"""A frozen layer of two nodes against transformers' own layer and torch's own graph of it, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from model_helpers import TAGS, TEXT, image_card, make_bound, make_config, save_encoder, token_inputs
+from torch.autograd import gradcheck
+
+from fedfm.models.frozen_layer import SMALL, FrozenLayer, _gelu, _gelu_backward
+from fedfm.models.plain_layers import PlainLayer, simplify
+
+FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
+
+
+def stand_ins(model) -> set[type]:
+    """What stands in for the forward pass of the layers."""
+    return {type(m.__dict__["forward"]) for m in model.modules() if "forward" in m.__dict__}
+
+
+def padded(*lengths: int) -> torch.Tensor | None:
+    mask = token_inputs(*lengths)["attention_mask"].bool()
+    return None if mask.all() else mask[:, None, None, :].expand(-1, 1, max(lengths), -1)
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 5, 2)], ids=["without a mask", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_are_the_bodys_and_so_is_the_gradient_of_its_input(family, lengths, tmp_path):
+    theirs = save_encoder(tmp_path / family, family).double().requires_grad_(False)
+    ours = copy.deepcopy(theirs)
+    simplify(ours)
+    assert stand_ins(ours) == {FrozenLayer}
+    shape, draw = (len(lengths), max(lengths), 32), torch.Generator().manual_seed(0)
+    tokens, found = torch.randn(shape, dtype=torch.float64, generator=draw), []
+    for model in (theirs, ours):
+        hidden = tokens.clone().requires_grad_()
+        mask = padded(*lengths)
+        states = hidden
+        for layer in model.encoder.layer:
+            states = layer(states, mask)
+        found.append((states, torch.autograd.grad((states**3).sum(), hidden)[0]))
+    (states, gradient), (own_states, own_gradient) = found
+    assert torch.equal(own_states, states)
+    assert (own_gradient - gradient).abs().max() < 1e-13 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("targets", ['["query","value"]', '["key"]', '["dense"]', '["all-linear"]'])
+@pytest.mark.parametrize("domain_rank", [0, 2])
+@pytest.mark.parametrize("is_merged", [False, True], ids=["as it is", "merged"])
+def test_gradients_of_factors_are_those_of_torchs_own_graph(targets, domain_rank, is_merged):
+    """The oracle: the same modules with `PlainLayer` around them and their updates by ordinary operators."""
+    keys = f"body.lora-targets={targets}", f"body.domain-lora-rank={domain_rank}", "body.lora-rank=3"
+    matrix = make_bound(make_config("engine.dtype=float64", *keys), TAGS)
+    model = matrix.model
+    if is_merged:
+        some = next(name for name in model.rows() if "layer.1" in name)
+        shape = model.rows()[some].base.weight.shape
+        draw = torch.Generator().manual_seed(4)
+        model.merge({f"merged/{some}.weight": 0.1 * torch.randn(shape, generator=draw).numpy()})
+    inputs = token_inputs(9, 4, 7) | {"attention_mask": token_inputs(9, 4, 7)["attention_mask"].bool()}
+    found = []
+    for oracle in (False, True):
+        if oracle:
+            for layer in model.body.encoder.layer:
+                layer.forward = PlainLayer(layer)
+            for module in model.rows().values():
+                if hasattr(module, "linear"):
+                    module.forward = by_ordinary_operators(module)
+        logits = model(inputs)
+        matrix.differentiate((logits**2).sum(), 1)
+        found.append((logits.detach().clone(), matrix.grad.clone()))
+    (logits, gradient), (expected_logits, expected) = found
+    assert stand_ins(model) >= {PlainLayer}
+    assert (logits - expected_logits).abs().max() < 1e-13 * expected_logits.abs().max()
+    assert (gradient - expected).abs().max() < 1e-12 * expected.abs().max()
+    assert all((expected[0, first : first + count] != 0).any() for first, count, _ in matrix.columns.values())
+
+
+def by_ordinary_operators(module):
+    def forward(x):
+        linear = module.linear()
+        y = x @ linear.weight.T + linear.bias
+        for a, b in linear.pairs:
+            y = y + linear.scale * (x @ a[0].T) @ b[0].T
+        return y
+
+    return forward
+
+
+def test_gradients_are_those_of_finite_differences(tmp_path):
+    layer = save_encoder(tmp_path / "bert", "bert").double().requires_grad_(False).encoder.layer[0]
+    frozen, mask = FrozenLayer(layer), padded(4, 2)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 4, 32, dtype=torch.float64, generator=draw).requires_grad_()
+    assert gradcheck(lambda x: frozen(x, mask), (hidden,))
+
+
+def test_a_second_derivative_is_refused_instead_of_wrong(tmp_path):
+    layer = save_encoder(tmp_path / "bert", "bert").requires_grad_(False).encoder.layer[0]
+    hidden = torch.randn(2, 4, 32).requires_grad_()
+    (first,) = torch.autograd.grad(FrozenLayer(layer)(hidden, None).sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ((), {FrozenLayer}),
+        (("body.tuning=head",), {FrozenLayer}),
+        (("body.tuning=layernorm",), {PlainLayer}),
+        (("body.tuning=full",), {PlainLayer}),
+        (("body.tuning=full", "body.trainable-layers=1"), {FrozenLayer, PlainLayer}),
+        (("engine.dtype=bfloat16",), {PlainLayer}),
+    ],
+    ids=["lora", "head", "layernorm", "full", "one full layer", "bfloat16"],
+)
+def test_it_stands_in_where_nothing_but_lora_trains(keys, expected):
+    """Elsewhere a gradient would be missing, or autocast would not reach it."""
+    model = make_bound(make_config("body.name=tiny", *keys), TEXT).model
+    assert stand_ins(model.body) == expected
+
+
+def test_another_activation_keeps_the_plain_layer(tmp_path):
+    model = save_encoder(tmp_path / "bert", "bert").requires_grad_(False)
+    for layer in model.encoder.layer:
+        layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+    simplify(model)
+    assert stand_ins(model) == {PlainLayer}
+
+
+@pytest.mark.parametrize("rows", [3, SMALL // 8 + 1], ids=["small", "large"])
+def test_gelu_is_torchs_by_either_kernel(rows):
+    draw = torch.Generator().manual_seed(0)
+    x, dy = (4 * torch.randn(rows, 8, dtype=torch.float64, generator=draw) for _ in range(2))
+    inner = x.clone().requires_grad_()
+    expected = torch.nn.functional.gelu(inner)
+    (gradient,) = torch.autograd.grad(expected, inner, dy)
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 3e-6)):
+        y, dx = _gelu(x.to(dtype)), _gelu_backward(dy.to(dtype), x.to(dtype))
+        assert y.is_contiguous() and dx.is_contiguous()
+        assert (y - expected).abs().max() < tolerance
+        assert (dx - gradient).abs().max() < tolerance * dy.abs().max()
+
+
+@pytest.mark.parametrize("card", [TEXT, TAGS, image_card(1, 12, 12)], ids=["texts", "tags", "images"])
+@pytest.mark.parametrize("layers", [0, 1], ids=["all layers", "the top one"])
+def test_layer_after_layer_is_the_bodys_own_forward_pass(card, layers):
+    model = make_bound(make_config("body.image-tokens=9", f"body.trainable-layers={layers}"), card).model
+    assert model.is_plain
+    draw = torch.Generator().manual_seed(0)
+    inputs = token_inputs(9, 4, 7) | {"attention_mask": token_inputs(9, 4, 7)["attention_mask"].bool()}
+    if card.image_shape:
+        inputs = {"images": torch.rand(3, *card.image_shape, generator=draw)}
+    elif model.cut:
+        inputs = {"hidden": torch.randn(3, 9, 128, generator=draw), "attention_mask": inputs["attention_mask"]}
+    ours = model(inputs)
+    model.is_plain = False
+    assert torch.equal(ours, model(inputs))
