@@ -91,7 +91,7 @@ class _Project(torch.autograd.Function):
             y, low = linear.forward(x)
             outputs.append(y.view(n, s, -1, head).transpose(1, 2))
             lows += low
-        ctx.save_for_backward(x, *lows)
+        ctx.save_for_backward(x if any(linear.pairs for linear in linears) else None, *lows)
         ctx.linears, ctx.shape = linears, hidden.shape
         return tuple(outputs)
 
@@ -99,9 +99,9 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *changes: Tensor) -> tuple[Tensor | None, ...]:
         x, *lows = ctx.saved_tensors
-        dx, gradients = None, []
+        (n, s, _), dx, gradients = ctx.shape, None, []
         for linear, change in zip(ctx.linears, changes, strict=True):
-            dy = change.transpose(1, 2).reshape(x.shape[0], -1)
+            dy = change.transpose(1, 2).reshape(n * s, -1)
             found, backs = linear.to_factors(dy, x, _taken(lows, linear))
             gradients += found
             if ctx.needs_input_grad[0]:
@@ -127,15 +127,16 @@ class _Finish(torch.autograd.Function):
         total, low_outer = outer.forward(active)
         total.add_(a)
         y, *of_second = second.forward(total)
+        kept = [value if linear.pairs else None for linear, value in zip(linears, (x, a, active), strict=True)]
         lows = (*low_outer, *low_inner, *low_out)
-        ctx.save_for_backward(x, attended, *of_first, a, wide, active, total, *of_second, *lows)
+        ctx.save_for_backward(*kept, attended, *of_first, wide, total, *of_second, *lows)
         ctx.linears, ctx.norms, ctx.shapes = linears, norms, (seen.shape, hidden.shape)
         return y.view(n, s, h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, attended, mean_1, inverse_1, a, wide, active, total, mean_2, inverse_2, *lows = ctx.saved_tensors
+        x, a, active, attended, mean_1, inverse_1, wide, total, mean_2, inverse_2, *lows = ctx.saved_tensors
         (out, inner, outer), (first, second) = ctx.linears, ctx.norms
         change = second.to_input(dy.reshape(total.shape), total, mean_2, inverse_2)
         of_outer, backs = outer.to_factors(change, active, _taken(lows, outer))

@@ -159,3 +159,20 @@ def test_layer_after_layer_is_the_bodys_own_forward_pass(card, layers):
     ours = model(inputs)
     model.is_plain = False
     assert torch.equal(ours, model(inputs))
+
+
+@pytest.mark.parametrize(
+    ("targets", "narrow", "wide"),
+    [
+        ('["key"]', ["its input", "LayerNorm_1's", "LayerNorm_2's"], ["GELU's"]),
+        ('["dense"]', ["W_o's", "W_1's", "LayerNorm_1's", "LayerNorm_2's"], ["GELU's", "W_2's"]),
+    ],
+    ids=["before attention", "after it"],
+)
+def test_only_inputs_that_a_gradient_wants_are_kept(targets, narrow, wide):
+    """Those of norms, of GELU and of the linear layers with LoRA: that of W_2 is the largest table of a layer."""
+    model = make_bound(make_config(f"body.lora-targets={targets}"), TAGS).model
+    hidden, kept = torch.randn(2, 5, 128, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        model.body.encoder.layer[0](hidden, None)
+    assert [sum(value.shape == (10, width) for value in kept) for width in (128, 256)] == [len(narrow), len(wide)]
