@@ -16,7 +16,7 @@ from fedfm.federation.alignment import Alignment
 from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
-from fedfm.federation.messages import Answer, join_more, split_more, to_record
+from fedfm.federation.messages import MORE, Answer, join_more, split_more, to_record
 from fedfm.federation.screening import reason_not_to_believe, reason_to_leave_out
 from fedfm.strategies import Update
 from fedfm.strategies.lora import from_rank
@@ -137,7 +137,8 @@ class Intake:
             return [], dict.fromkeys(sent, f"its tensors are not one for each site: {error}")
         updates, refused = [], {}
         for names, arrays in parts:
-            reasons = [self._reason_in_arrays(names[0], arrays, is_mean)]  # of a mean once, not once for each site
+            delta, more = split_more(arrays)
+            reasons = [self._reason_in_arrays(names[0], delta, more, is_mean)]  # of a mean once, not once for each site
             reasons += [self._reason_in_numbers(name, told[name]) for name in names]
             if first := next(filter(None, reasons), ""):
                 refused |= dict.fromkeys(names, first)
@@ -147,15 +148,14 @@ class Intake:
             if len(names) > 1:
                 losses = [told[name]["loss"] for name in names]
                 metrics = {"loss": float(np.average(losses, weights=examples))}
-            delta, more = split_more(arrays)
             delta = from_rank(delta, self.weights, self.sites.ranks[names[0]])
             updates.append(Update("+".join(names), domain, sum(examples), delta, metrics, more))
         return updates, refused
 
     def _decoded(self, answer: Answer, sent: list[str]) -> Answer:
-        own, more = split_more(answer.arrays)
-        if ENCODED not in more:
+        if not any(name.startswith(f"{ENCODED}{MORE}") for name in answer.arrays):
             return answer
+        own, more = split_more(answer.arrays)
         expected = self._expected(sent[0])
         known = {"", *expected}  # some encodings add #what to the name of a tensor, some have one for all
         if foreign := [*own, *(name for name in more[ENCODED] if name.partition("#")[0] not in known)]:
@@ -170,10 +170,9 @@ class Intake:
             self._expectations[kind] = self.sites.expected(self.weights, site, self.count.number)
         return self._expectations[kind]
 
-    def _reason_in_arrays(self, site: str, arrays: Arrays, is_mean: bool) -> str:
+    def _reason_in_arrays(self, site: str, delta: Arrays, more: Mapping[str, Arrays], is_mean: bool) -> str:
         expected = self._expected(site)
         dtype = np.dtype(np.float64) if is_mean else None
-        delta, more = split_more(arrays)
         reason = reason_to_leave_out(delta, expected, 1, 0.0, self.config.screening.max_norm, dtype)
         for what in self.sites.strategy.returns if not reason else ():
             beside = reason_to_leave_out(more.get(what, {}), expected, 1, 0.0, 0.0, dtype)

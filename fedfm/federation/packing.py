@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from fedfm.config import RunConfig
+from fedfm.config import LocalConfig, RunConfig
 from fedfm.federation.door import Roll
+from fedfm.federation.messages import SiteCard
 
 Pack = tuple[str, ...]
 Kind = Callable[[str], Hashable]  # of the model that a site is sent
@@ -58,8 +59,11 @@ def packs_to_train(
     of steps, then by mean length of a text. Nothing but names, cards and configuration decides.
     """
 
+    local = {domain: config.local_for(domain) for domain in config.domains}
+
     def alike(site: str) -> tuple[int, float, str]:
-        return -steps_of(site, roll, config), -roll.cards[site].mean_words, site
+        card = roll.cards[site]
+        return -_steps(card, local[card.domain]), -card.mean_words, site
 
     if pools:
         by_pool: dict[str, list[str]] = {}
@@ -93,15 +97,21 @@ def packs_to_score(sites: Iterable[str], roll: Roll, split: str, together: bool,
 def steps_of(site: str, roll: Roll, config: RunConfig) -> int:
     """Local steps of a site in a round."""
     card = roll.cards[site]
-    local = config.local_for(card.domain)
+    return _steps(card, config.local_for(card.domain))
+
+
+def _steps(card: SiteCard, local: LocalConfig) -> int:
     return local.epochs * math.ceil(card.num_examples("train") / local.batch_size)
 
 
 def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
     """Tokens that the steps of a pack read (of images: the tokens that they become)."""
-    local = config.local_for(roll.cards[pack[0]].domain)
-    lengths = {site: roll.cards[site].mean_words or config.body.image_tokens for site in pack}
-    return sum(steps_of(site, roll, config) * local.batch_size * lengths[site] for site in pack)
+    cards = [roll.cards[site] for site in pack]
+    local = {domain: config.local_for(domain) for domain in {card.domain for card in cards}}
+    batch_size = local[cards[0].domain].batch_size
+    return sum(
+        _steps(card, local[card.domain]) * batch_size * (card.mean_words or config.body.image_tokens) for card in cards
+    )
 
 
 def _by_node(sites: Iterable[str], roll: Roll, kind: Kind) -> dict[tuple[str, int, Hashable], list[str]]:

@@ -78,13 +78,8 @@ def size_of(content: RecordDict | ArrayRecord | ConfigRecord | MetricRecord) -> 
     The same at both ends of a message, whether its arrays are bytes yet or not: records of what crossed hold it.
     """
     if isinstance(content, Held) and content.held is not None:
-        return sum(len(name.encode("utf-8", "replace")) + _size_of_held(value) for name, value in content.held.items())
+        return content.sizes()[1]
     return sum(len(name.encode("utf-8", "replace")) + _size_of_value(value) for name, value in content.items())
-
-
-def _size_of_held(value: np.ndarray) -> int:
-    dtype, header = _npy_header(value.dtype, value.shape)
-    return len(header) + value.nbytes + len(dtype) + 8 * value.ndim
 
 
 def _size_of_value(value: Any) -> int:
@@ -125,10 +120,19 @@ class Held(ArrayRecord):
         """As that of the bytes, which are not made for it; counted once, the same record goes to many sites."""
         if self.held is None:
             return super().count_bytes()
-        if "size" not in self.__dict__:
-            sizes = (len(n) + len(_npy_header(v.dtype, v.shape)[1]) + v.nbytes for n, v in self.held.items())
-            self.__dict__["size"] = sum(sizes)
-        return self.__dict__["size"]
+        return self.sizes()[0]
+
+    def sizes(self) -> tuple[int, int]:
+        """What `count_bytes` and `size_of` say while the arrays are held."""
+        if "counted" not in self.__dict__:
+            counted = whole = 0
+            for name, value in self.held.items():
+                dtype, header = _npy_header(value.dtype, value.shape)
+                values = len(header) + value.nbytes
+                counted += len(name) + values
+                whole += len(name.encode("utf-8", "replace")) + values + len(dtype) + 8 * value.ndim
+            self.__dict__["counted"] = counted, whole
+        return self.__dict__["counted"]
 
     def deflate(self) -> bytes:
         """As an ordinary record, by whose name it is read again at the other end."""
