@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from fedfm.models.frozen_layer import SMALL, FrozenLayer, _gelu, _gelu_backward
 from fedfm.models.plain_layers import PlainLayer, simplify
+from fedfm.training.matrix import ClientMatrix
 
 FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
 
@@ -176,3 +177,17 @@ def test_only_inputs_that_a_gradient_wants_are_kept(targets, narrow, wide):
     with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
         model.body.encoder.layer[0](hidden, None)
     assert [sum(value.shape == (10, width) for value in kept) for width in (128, 256)] == [len(narrow), len(wide)]
+
+
+def test_as_many_rows_take_part_as_are_active():
+    """Scoring sets their number to one by itself, whatever number trained before."""
+    matrix = ClientMatrix(make_bound(make_config("engine.dtype=float64"), TAGS).model, 3)
+    draw = torch.Generator().manual_seed(0)
+    matrix.theta.copy_(torch.randn(matrix.theta.shape, generator=draw, dtype=torch.float64) * 0.05)
+    inputs = {"input_ids": token_inputs(6, 6, 6)["input_ids"]}
+    together = matrix.model(inputs)
+    matrix.model.active.rows = 1
+    alone = matrix.model({"input_ids": inputs["input_ids"][:1]})
+    assert (alone - together[:1]).abs().max() < 1e-12
+    matrix.model.active.rows = 3
+    assert torch.equal(matrix.model(inputs), together)
