@@ -90,9 +90,10 @@ class Cell:
             "peak_mib": self.peak // 2**20,
             "start_up": round(self.start_up, 2),
         }
+        with self._printed as printed:
+            printed.seek(0)
+            tail = printed.read().decode(errors="replace").strip().splitlines()[-1:]
         if self.process.returncode or not self.out.with_suffix(".json").exists():
-            self._printed.seek(0)
-            tail = self._printed.read().decode(errors="replace").strip().splitlines()[-1:]
             return seen | {"void": f"ended with code {self.process.returncode}: {' '.join(tail)[:200]}"}
         told = json.loads(self.out.with_suffix(".json").read_text(encoding="utf-8"))
         for clock in ("walls", "cpus"):  # the first round loads data, the last one ends with scores
