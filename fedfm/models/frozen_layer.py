@@ -20,7 +20,6 @@ from transformers.activations import GELUActivation
 from fedfm.models.row_lora import Linear, RowLoRA
 
 aten = torch.ops.aten
-SMALL = 2**13  # values, up to which torch's own kernel for GELU is faster on a CPU than the one of oneDNN
 
 
 class FrozenLayer:
@@ -30,23 +29,22 @@ class FrozenLayer:
     """
 
     def __init__(self, layer: nn.Module):
-        own, attended, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-        self.head, self.scaling = own.attention_head_size, own.scaling
-        self.inward = [_computed(module) for module in (own.query, own.key, own.value)]
-        self.outward = [_computed(module) for module in (attended.dense, inner.dense, outer.dense)]
-        self.norms = [Norm.of(module) for module in (attended.LayerNorm, outer.LayerNorm)]
+        linears, norms = _parts(layer)
+        self.head, self.scaling = layer.attention.self.attention_head_size, layer.attention.self.scaling
+        self.inward = [_computed(module) for module in linears[:3]]
+        self.outward = [_computed(module) for module in linears[3:]]
+        self.norms = [Norm.of(module) for module in norms]
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
         """Is nothing but LoRA's factors trained in `layer`, one of BERT's architecture, and its activation GELU?"""
-        own, attended, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-        linears = (own.query, own.key, own.value, attended.dense, inner.dense, outer.dense)
+        linears, norms = _parts(layer)
         return (
             all(type(module) in (nn.Linear, RowLoRA) for module in linears)
-            and all(type(module) is nn.LayerNorm for module in (attended.LayerNorm, outer.LayerNorm))
-            and type(inner.intermediate_act_fn) is GELUActivation
+            and all(type(module) is nn.LayerNorm for module in norms)
+            and type(layer.intermediate.intermediate_act_fn) is GELUActivation
             and not any(value.requires_grad for value in layer.parameters())
-            and attended.LayerNorm.weight.dtype != torch.bfloat16  # that is under autocast, which knows no node of ours
+            and norms[0].weight.dtype != torch.bfloat16  # that is under autocast, which knows no node of ours
         )
 
     def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
@@ -123,7 +121,7 @@ class _Finish(torch.autograd.Function):
         attended.add_(hidden.reshape(n * s, h))
         a, *of_first = first.forward(attended)
         wide, low_inner = inner.forward(a)
-        active = _gelu(wide)
+        active = F.gelu(wide)
         total, low_outer = outer.forward(active)
         total.add_(a)
         y, *of_second = second.forward(total)
@@ -140,13 +138,20 @@ class _Finish(torch.autograd.Function):
         (out, inner, outer), (first, second) = ctx.linears, ctx.norms
         change = second.to_input(dy.reshape(total.shape), total, mean_2, inverse_2)
         of_outer, backs = outer.to_factors(change, active, _taken(lows, outer))
-        narrow = _gelu_backward(outer.to_input(change, backs), wide)
+        narrow = aten.gelu_backward(outer.to_input(change, backs), wide)
         of_inner, backs = inner.to_factors(narrow, a, _taken(lows, inner))
         change = first.to_input(inner.to_input(narrow, backs, change), attended, mean_1, inverse_1)
         of_out, backs = out.to_factors(change, x, _taken(lows, out))
         (n, h, s, d), shape = ctx.shapes
         d_seen = out.to_input(change, backs).view(n, s, h, d).transpose(1, 2)
         return d_seen, change.view(shape), None, None, *of_out, *of_inner, *of_outer
+
+
+def _parts(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """W_q, W_k, W_v, W_o, W_1, W_2; LayerNorm_1, LayerNorm_2."""
+    own, attended, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    linears = [own.query, own.key, own.value, attended.dense, inner.dense, outer.dense]
+    return linears, [attended.LayerNorm, outer.LayerNorm]
 
 
 def _computed(module: nn.Module) -> Linear | RowLoRA:
@@ -159,16 +164,3 @@ def _taken(lows: list[Tensor], linear: Linear) -> list[Tensor]:
     count = len(linear.pairs)
     own, lows[:count] = lows[:count], []
     return own
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x.t()).t() if _is_small(x) else F.gelu(x)
-
-
-def _gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return aten.gelu_backward(dy.t(), x.t()).t() if _is_small(x) else aten.gelu_backward(dy, x)
-
-
-def _is_small(x: Tensor) -> bool:
-    """Should torch's own kernel do? It does where a table does not lie row by row."""
-    return x.numel() <= SMALL and x.device.type == "cpu"

@@ -53,7 +53,7 @@ def test_text_forward_equals_peft(targets, rank, alpha, dtype, tolerance):
 
 
 def test_image_forward_equals_peft_behind_the_embedding():
-    """peft's twin is given the image tokens past its embedding: the same layers, 1e-6 of the largest state."""
+    """peft's twin is given the image tokens past its embedding: the same layers, 1e-6."""
     from fedfm.models.site_model import _Entrance
 
     config = make_config("body.image-tokens=9")
@@ -66,12 +66,11 @@ def test_image_forward_equals_peft_behind_the_embedding():
         tokens = matrix.model.adapter(images)
         ours = matrix.model.body(inputs_embeds=tokens).last_hidden_state
         theirs = inner(inputs_embeds=tokens).last_hidden_state
-    assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
+    assert (ours - theirs).abs().max() < 1e-6
 
 
 def test_at_the_start_lora_is_the_body_itself():
-    """To the digit in float64; in float32 the same GELU of a small table comes out of another kernel."""
-    config = make_config("engine.dtype=float64")
+    config = make_config()
     matrix = make_bound(config, TAGS, noise=0)
     inputs = token_inputs(6, 3)
     with torch.no_grad():
