@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,9 +52,14 @@ def sha256(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(_heading(name, array.dtype, array.shape))
         digest.update(array.reshape(-1))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _heading(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    return f"{name}|{dtype.str}|{shape}|".encode()
 
 
 def group_of(name: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from functools import cache
 
 GROWTH = 1.03  # over what packs made of a tidy heap; less is not worth the pages that the next step must ask for again
 PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 PACKS = 4  # that show what packs need
+LOOK_SECONDS = 0.05  # at least, from one look to the next: a file of the kernel's is read for each
 
 
 class Heap:
@@ -23,6 +25,7 @@ class Heap:
     def __init__(self, resident: Callable[[], int], trim: Callable[[], object]):
         self._resident, self._trim = resident, trim
         self._seen, self._needed = 0, 0
+        self.looked = -LOOK_SECONDS  # when it was asked last, by time.monotonic
 
     def after_pack(self) -> None:
         """To be called when a pack has been trained."""
@@ -52,5 +55,7 @@ def _resident() -> int:
 
 def after_pack() -> None:
     """Keep this process's heap tidy; see `Heap`."""
-    if heap := _heap():
+    heap, now = _heap(), time.monotonic()
+    if heap and now - heap.looked >= LOOK_SECONDS:
+        heap.looked = now
         heap.after_pack()
