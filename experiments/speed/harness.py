@@ -18,6 +18,8 @@ from turns import VARIABLE
 
 HERE = Path(__file__).parent
 LONGEST_TURN = 1800.0  # seconds
+LOOK_SECONDS = 0.3  # from one look at a cell's memory to the next, where looking is quick
+REST = 50  # times what a look took: where an engine has all cores at work, looking takes the time of its own
 TOLERANCE = 1e-2  # float32: distance to the floor's weights, as a share of how far training moved those
 PROVEN_TOLERANCE = 5e-2  # of an engine whose float64 weights are the floor's: a maximum that another order of the same
 # sum decides the other way changes a whole entry of a gradient, which grows from round to round
@@ -56,10 +58,12 @@ class Cell:
 
     def _next(self) -> bytes:
         """What the cell says next, its memory watched meanwhile; nothing once it has ended."""
-        until = time.perf_counter() + LONGEST_TURN
+        until, pause = time.perf_counter() + LONGEST_TURN, LOOK_SECONDS
         while time.perf_counter() < until:
-            ready, _, _ = select.select([self._hear], [], [], 0.3)
+            ready, _, _ = select.select([self._hear], [], [], pause)
+            looked = time.perf_counter()
             self.peak = max(self.peak, tree_pss(self.process.pid))
+            pause = max(LOOK_SECONDS, REST * (time.perf_counter() - looked))
             if ready:
                 return os.read(self._hear, 1)
         self._end_tree()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 import re
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,6 +220,28 @@ def test_idle_sites_all_answer_and_the_run_ends(speed, engine):
     found = speed("s1").run(engine, 3, 12, 12)
     assert found["updates"] == found["expected"] == 36
     assert len(found["cpus"]) == len(found["walls"]) == 3 and min(found["cpus"]) > 0
+
+
+def test_looking_at_the_memory_of_a_cell_takes_little_of_its_time(speed, monkeypatch):
+    """Two workers on two cores would wait for who looks: 45 ms three times a second made them a tenth slower."""
+    harness, looks = speed("harness"), []
+
+    def look(pid: int) -> int:
+        looks.append(pid)
+        time.sleep(0.01)
+        return 2**20 * len(looks)
+
+    monkeypatch.setattr(harness, "tree_pss", look)
+    monkeypatch.setattr(harness, "LOOK_SECONDS", 0.01)
+    cell = object.__new__(harness.Cell)
+    hear, says = os.pipe()
+    cell._hear, cell.peak, cell.process = hear, 0, SimpleNamespace(pid=7)
+    done = threading.Timer(1.2, os.write, (says, b"d"))
+    done.start()
+    assert cell._next() == b"d"
+    done.join()
+    os.close(hear), os.close(says)
+    assert 2 <= len(looks) <= 5 and cell.peak == 2**20 * len(looks)  # each time for 10 ms, and half a second's rest
 
 
 @pytest.mark.slow
