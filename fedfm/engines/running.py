@@ -89,9 +89,13 @@ def run(
     """
     quiet_libraries()
     config = anchored(load_config(source, *overrides))
-    if strategy is not None and config.engine.name != "local":
-        what = "a strategy object works in this process only"
-        raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
+    if strategy is not None:
+        from fedfm.federation.flower_strategy import as_ours
+
+        strategy = as_ours(strategy)
+        if config.engine.name != "local":
+            what = "a strategy object works in this process only"
+            raise ConfigError([Problem(what, "engine.name", 'engine.name = "local"')])
     check_device(config)
     return _run_in(RunFolder.create(config), config, listen, report, strategy)
 
@@ -179,10 +183,6 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen, strategy: Any =
         from fedfm.federation.site_data import forget_data
 
         forget_data()
-    if strategy is not None:
-        from fedfm.federation.flower_strategy import as_ours
-
-        strategy = as_ours(strategy)
     RoundLoop(LocalGrid(app), config, folder, listen, strategy).run()
 
 

@@ -42,15 +42,16 @@ def keeps_error(settings: UpdateConfig) -> bool:
 
 def compress(
     config: RunConfig, round: int, sites: Sequence[str], matrix: ClientMatrix, names: Mapping[str, str],
-    change: Tensor, error: Tensor | None,
+    change: Tensor, error: Tensor | None, is_real: bool = False,
 ) -> list[Arrays]:  # fmt: skip
     """What each site sends of its row of `change [k, P]`, which becomes what the server will read of it.
 
     names: in the model -> in the message, of the tensors that are sent. error `[k, P]`: what was not sent so far.
+    is_real: a site across machines, whose noise nobody else may know.
     """
     transform, sent = transform_of(config.update), []
     for row, site in enumerate(sites):
-        draw = np.random.default_rng([config.seed, round, *f"update/{site}".encode()])
+        draw = _generator(config, round, site, is_real)
         arrays = _named(matrix, change[row], names)
         if error is None:
             encoded = transform.encode(arrays, draw)
@@ -61,6 +62,14 @@ def compress(
         change[row] = matrix.flatten({name: arrived[full] for name, full in names.items()})
         sent.append(encoded)
     return sent
+
+
+def _generator(config: RunConfig, round: int, site: str, is_real: bool) -> np.random.Generator:
+    """Keyed by the run's seed; noise of a real site comes from its system's entropy, each time anew: whoever knows the
+    seed could take it off again, and of two updates with the same noise the difference has none."""
+    if is_real and config.update.noise:
+        return np.random.default_rng()
+    return np.random.default_rng([config.seed, round, *f"update/{site}".encode()])
 
 
 def decode(config: RunConfig, encoded: Arrays, like: Arrays) -> Arrays:

@@ -17,6 +17,7 @@ from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import MORE, Answer, join_more, split_more, to_record
+from fedfm.federation.packing import steps_due
 from fedfm.federation.screening import reason_not_to_believe, reason_to_leave_out
 from fedfm.strategies import Update
 from fedfm.strategies.lora import from_rank
@@ -60,11 +61,13 @@ class Intake:
     ):  # fmt: skip
         self.sites, self.config, self.weights = sites, config, weights
         self.packed, self.count, self.aside = packed, count, aside
+        self._shares: Mapping[str, float] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._expectations: dict[tuple[str, int], Arrays] = {}
 
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
+        self._shares = faults.shares
         updates = self._arriving(asked, faults)
         if self.config.simulation.attack == "alie":
             updates = collude(updates, self.config)
@@ -183,11 +186,16 @@ class Intake:
 
     def _reason_in_numbers(self, site: str, told: Mapping[str, float]) -> str:
         examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
-        reason = reason_to_leave_out({}, {}, examples, loss, 0.0) or reason_not_to_believe(told, self.sites.strategy)
-        held = self.sites.roll.cards[site].num_examples("train")
-        if not reason and examples > held:
-            reason = f"it says that it was trained on {examples:g} examples, but the site holds {held}"
-        return reason
+        if reason := reason_to_leave_out({}, {}, examples, loss, 0.0):
+            return reason
+        card = self.sites.roll.cards[site]
+        held = card.num_examples("train")
+        if examples > held:
+            return f"it says that it was trained on {examples:g} examples, but the site holds {held}"
+        strategy, due = self.sites.strategy, 0
+        if strategy.counts_steps:
+            due = steps_due(int(examples), self.config.local_for(card.domain), self._shares.get(site, 1.0))
+        return reason_not_to_believe(told, strategy, due)
 
     def _hint(self, reason: str, domain: str) -> str:
         if "not finite" not in reason:

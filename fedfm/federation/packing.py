@@ -101,7 +101,13 @@ def steps_of(site: str, roll: Roll, config: RunConfig) -> int:
 
 
 def _steps(card: SiteCard, local: LocalConfig) -> int:
-    return local.epochs * math.ceil(card.num_examples("train") / local.batch_size)
+    return steps_due(card.num_examples("train"), local)
+
+
+def steps_due(examples: int, local: LocalConfig, share: float = 1.0) -> int:
+    """The steps of a site that gets to `share` of them, as SiteWork.plan has them."""
+    steps = local.epochs * math.ceil(examples / local.batch_size)
+    return steps if share == 1 else max(1, round(share * steps))
 
 
 def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:

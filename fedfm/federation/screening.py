@@ -51,14 +51,17 @@ def reason_to_leave_out(
     return ""
 
 
-def reason_not_to_believe(told: Mapping[str, float], strategy: Strategy) -> str:
+def reason_not_to_believe(told: Mapping[str, float], strategy: Strategy, steps: int) -> str:
     """What a site tells beside its update that cannot be so, in a sentence; '' where all can.
 
-    Of a strategy's own numbers: "start-loss", and "choice", a place among its candidates.
+    `steps`: those that it was due. Of a strategy's own numbers: "start-loss", and "choice", a place among its candidates.
     """
     for name in COUNTS:
         if name in told and not 0 <= told[name] <= LARGEST_COUNT:  # NaN is not
             return f"it says that {name} is {told[name]:g}"
+    if strategy.counts_steps and told.get("steps") != steps:  # divided by too few, its change would rule the others'
+        said = f"it says that it took {told['steps']:g} steps" if "steps" in told else "it does not say its steps"
+        return f"{said}, where its examples make {steps}"
     if strategy.starts_with_loss and not math.isfinite(told.get("start-loss", math.nan)):
         return "it does not say its loss at the start, or not as a finite number"
     if strategy.candidates and told.get("choice", math.nan) not in range(len(strategy.candidates)):

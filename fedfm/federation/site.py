@@ -153,7 +153,8 @@ def _compress(order: Order, bench: Workbench, sites: Sequence[str], done: RoundO
     if transform_of(config.update) is None:
         return []
     names = bench.sent_up(order.round)
-    sent = compress(config, order.round, sites, bench.matrix, names, done.leaves["delta"], done.kept.get(ERROR))
+    change, error = done.leaves["delta"], done.kept.get(ERROR)
+    sent = compress(config, order.round, sites, bench.matrix, names, change, error, is_real=bool(order.source))
     for row, site in enumerate(sites):
         beside = {}
         for what in bench.strategy.returns:

@@ -138,6 +138,7 @@ class Strategy:
     sends: ClassVar[tuple[str, ...]] = ()  # entries of the state (Arrays) that go down beside the weights
     returns: ClassVar[tuple[str, ...]] = ()  # rows that `finish` gives to go up beside the change
     starts_with_loss: ClassVar[bool] = False  # a site scores what it received on its training data: "start-loss"
+    counts_steps: ClassVar[bool] = False  # does the rule take the steps of a site, which must then be those it was due?
     views: ClassVar[tuple[str, ...]] = ()  # other weights under which `pull` sees the examples: "received", or kept
     candidates: ClassVar[tuple[str, ...]] = ()  # of `sends`: models of which a site begins from the best
     keeps_partial: ClassVar[bool] = False  # is the update of a site that got to a part of its steps used?

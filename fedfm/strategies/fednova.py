@@ -44,11 +44,12 @@ class FedNova(Strategy):
     summary: ClassVar[Summary] = Summary("global", "Wang 2020, arXiv:2007.07481", "all sites", "none", "1x")
     each: ClassVar[bool] = True
     keeps_partial: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
     momentum: float = key(0.0, high=0.999999)
 
     def aggregate(self, weights: Arrays, updates: Iterable[Update], state: State, round: Round) -> tuple[Arrays, State]:
         updates = list(updates)
-        steps = {u.site: effective_steps(max(u.metrics.get("steps", 1.0), 1.0), self.momentum) for u in updates}
+        steps = {u.site: effective_steps(u.metrics["steps"], self.momentum) for u in updates}
         shares = two_level_shares(updates, round.domain_weights)
         effective = {name: sum(p * steps[site] for site, p in own.items()) for name, own in shares.items()}
         new = weights

@@ -52,3 +52,4 @@ def test_another_engine_and_another_thing_are_refused(tmp_path):
         run({"engine": {"name": "ray"}}, strategy=flower.FedAvg())
     with pytest.raises(TypeError, match="neither a strategy"):
         run({}, "rounds=1", f"runs.folder={tmp_path}", strategy=3)
+    assert not list(tmp_path.iterdir())  # no run has begun

@@ -2,94 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
-from federation_helpers import TEXTS, WORDS, Outcome, events, outcome, tiny, with_names
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from attendance_helpers import NAMES, THREE, Coming, deployed, messages, play, when
+from federation_helpers import TEXTS, WORDS, tiny
+from flwr.app import Error, Message
 
-from fedfm.config import RunConfig
-from fedfm.engines.local import LocalGrid
-from fedfm.errors import ConfigError, DataError, EngineError, TooFewSitesError
-from fedfm.federation.door import Door, Roll
-from fedfm.federation.enrolment import enrol
-from fedfm.federation.rounds import RoundLoop
+from fedfm.errors import DataError, EngineError, TooFewSitesError
 from fedfm.results.run_folder import RunFolder
-
-THREE = {**TEXTS, "sites": 3, "max-examples": 18, "minimum-sites": 1}
-NAMES = {1: "finance-1", 2: "finance-2", 3: "finance-3"}
-
-
-@dataclass
-class Coming:
-    """A grid of deployed sites: `here` says which nodes are online, and a test changes it as the run goes.
-
-    `slow`: (node, kind) whose replies to messages of that kind come only once the test lets them out.
-    """
-
-    names: dict[int, str]
-    here: set[int]
-    slow: set[tuple[int, str]] = field(default_factory=set)
-    spoil: Callable[[Message, Message], Message] = lambda message, reply: reply
-
-    def __post_init__(self):
-        inner = with_names(self.names)
-        self.grid = _Grid(lambda message, context: self.spoil(message, inner(message, context)), len(self.names))
-        self.grid.coming = self
-
-
-class _Grid(LocalGrid):
-    coming: Coming
-
-    def get_node_ids(self):
-        return sorted(self.coming.here)
-
-    def get_nodes(self):
-        return []
-
-    def pull_messages(self, message_ids):
-        """As a SuperLink: nothing of who is slow yet, an error for who has gone."""
-        for name in message_ids:
-            message = self._waiting.get(name)
-            if message is None:
-                continue
-            node = message.metadata.dst_node_id
-            if node not in self.coming.here:
-                del self._waiting[name]
-                return [Message(Error(5, "Node Unavailable"), reply_to=message)]
-            if (node, message.metadata.message_type) not in self.coming.slow:
-                return super().pull_messages([name])
-        return []
-
-
-def deployed(config: RunConfig, *overrides: str) -> RunConfig:
-    return config.replace("engine.name=flower", "engine.superlink=net", "engine.wait=0.5", *overrides)
-
-
-def play(config: RunConfig, coming: Coming, folder: RunFolder | None = None, listen=lambda event: None) -> Outcome:
-    folder = folder or RunFolder.create(config)
-    RoundLoop(coming.grid, config, folder, listen).run()
-    return outcome(folder)
-
-
-def when(kind: str, round: int, act: Callable[[], None]):
-    """A listener that acts once, at the first event of a kind in a round."""
-    done = []
-
-    def listen(event):
-        if event["event"] == kind and event.get("round") == round and not done:
-            done.append(event)
-            act()
-
-    return listen
-
-
-def messages(done: Outcome | RunFolder, kind: str) -> list[str]:
-    folder = done.folder if isinstance(done, Outcome) else done
-    return [event["message"] for event in events(folder, kind)]
-
 
 # ---- the start -----------------------------------------------------------------------------------------------------
 
@@ -194,9 +115,7 @@ def test_a_site_that_is_gone_is_not_asked_and_comes_back_with_another_node(tmp_p
     back = when("site-left", None, lambda: coming.here.add(3))
     config = deployed(tiny(tmp_path, "rounds=4", finance={**TEXTS, "minimum-sites": 1}))
     done = play(config, coming, listen=lambda event: (gone(event), back(event)))
-    assert messages(done, "site-left") == [
-        "site finance-2 (finance) is gone; it takes part again once it is back"
-    ]
+    assert messages(done, "site-left") == ["site finance-2 (finance) is gone; it takes part again once it is back"]
     assert messages(done, "site-joined") == ["site finance-2 (finance) is back"]
     assert done.folder.rounds["sites_asked"].tolist()[:2] == [0, 2]
     assert done.folder.rounds["sites_asked"].tolist()[-1] == 2
@@ -246,86 +165,3 @@ def test_late_answers_are_thrown_away_and_told(tmp_path):
     assert messages(done, "late-reply") == [
         "round 1: the answer of site finance-2 (train) has come too late, and is not used"
     ]
-
-
-# ---- data and labels -----------------------------------------------------------------------------------------------
-
-
-def with_card(node: int, **changes) -> Callable[[Message, Message], Message]:
-    """A node whose card says something else."""
-
-    def spoil(message: Message, reply: Message) -> Message:
-        if message.metadata.message_type != "query" or message.metadata.dst_node_id != node:
-            return reply
-        (card,) = json.loads(reply.content["cards"]["json"])
-        return Message(RecordDict({"cards": ConfigRecord({"json": json.dumps([card | changes])})}), reply_to=message)
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"sha256": "f" * 64}, "the data of site finance-2 have changed since the run began (sha256 ffffffffffff...)"),
-        ({"labels": ["new"]}, "site finance-2: the run began without the label new of domain finance"),
-        ({"image_shape": [1, 8, 8]}, "site finance-2: its images are (1, 8, 8), those of domain finance None"),
-    ],
-)
-def test_a_site_that_comes_back_with_something_else_is_refused(tmp_path, changes, reason):
-    """Node 3 plays finance-2 after node 2 has gone."""
-    coming = Coming({1: "finance-1", 2: "finance-2", 3: "finance-2"}, {1, 2}, spoil=with_card(3, **changes))
-    gone = when("round-finished", 0, lambda: coming.here.discard(2))
-    back = when("site-left", None, lambda: coming.here.add(3))
-    config = deployed(tiny(tmp_path, "rounds=3", finance={**TEXTS, "minimum-sites": 1}))
-    done = play(config, coming, listen=lambda event: (gone(event), back(event)))
-    (said,) = messages(done, "site-refused")
-    assert said.startswith("site finance-2 is left out: ") and reason in said
-    assert done.folder.rounds["sites_asked"].tolist() == [0, 2, 1, 1]
-
-
-def test_a_resumed_run_refuses_other_data_of_a_site_that_it_can_do_without(tmp_path):
-    """And begins with the labels of its beginning, whoever is there."""
-    names = {1: "finance-1", 2: "finance-2"}
-    config = deployed(tiny(tmp_path, "rounds=2", finance={**TEXTS, "minimum-sites": 1}))
-    folder = RunFolder.create(config)
-
-    def pull_the_plug():
-        raise RuntimeError("plug")
-
-    with pytest.raises(RuntimeError, match="plug"):
-        play(config, Coming(names, {1, 2}), folder, when("round-finished", 0, pull_the_plug))
-    before = folder.info["sites"]["finance-2"]
-    done = play(config, Coming(names, {1, 2}, spoil=with_card(2, sha256="f" * 64)), folder)
-    assert any("finance-2 is left out: " in text and "have changed" in text for text in messages(done, "warning"))
-    assert folder.info["sites"]["finance-2"] == before  # kept: it may come back with its old data
-    assert done.folder.rounds["sites_asked"].tolist() == [0, 1, 1]
-
-
-# ---- the keys ------------------------------------------------------------------------------------------------------
-
-
-def test_a_minimum_that_no_round_can_reach_is_refused(tmp_path):
-    with pytest.raises(ConfigError) as caught:
-        tiny(tmp_path, "domains.finance.minimum-sites=3", 'sampling.without=["ner-1"]', finance=TEXTS,
-             ner={**WORDS, "minimum-sites": 2})  # fmt: skip
-    assert "minimum-sites = 3, but only 2 sites of the domain train" in str(caught.value)
-    assert "minimum-sites = 2, but only 1 sites of the domain train" in str(caught.value)
-
-
-def test_a_draw_takes_as_many_as_a_domain_needs():
-    from fedfm.config import SamplingConfig
-    from fedfm.federation.sampling import sample_sites
-
-    sites = {f"s{number}": "a" for number in range(8)}
-    settings = SamplingConfig(fraction=0.25)
-    assert len(sample_sites(sites, settings, 0, 1)) == 2
-    assert len(sample_sites(sites, settings, 0, 1, {"a": 5})) == 5
-    assert len(sample_sites(sites, settings, 0, 1, {"a": 99})) == 8
-
-
-def test_who_never_answers_the_query_is_not_waited_for(tmp_path):
-    """The others begin once the wait is over."""
-    coming = Coming(NAMES, {1, 2, 3}, slow={(3, "query")})
-    config = deployed(tiny(tmp_path, finance=THREE))
-    roll = enrol(Door(coming.grid, config, Roll(), timeout=30), wait=0.5)
-    assert sorted(roll.nodes) == ["finance-1", "finance-2"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from federation_helpers import TEXTS, Recorder, tiny, train_federation
 from site_helpers import real_sites
@@ -39,6 +41,21 @@ def test_the_same_weights_and_all_that_is_private_at_the_site(tmp_path):
         assert files_below(own) == {"000001.safetensors", "000002.safetensors"}
         assert all((own / name).read_bytes() == (theirs / name).read_bytes() for name in files_below(own))
         assert Releases(tmp_path / site).count() == 2
+
+
+def test_noise_of_a_real_site_cannot_be_made_again_from_the_seed(tmp_path):
+    """Each of two runs of one seed: the mean of two sites' noise of deviation 0.01, apart by sqrt(2) 0.01 / sqrt(2)."""
+    noisy = ("update.clip=1.0", "update.noise=0.01", "rounds=1")
+    runs = [train_federation(tiny(tmp_path / "a", *noisy, finance=TEXTS)) for _ in "ab"]
+    assert runs[0].sha256 == runs[1].sha256  # a simulation
+    runs += [train_federation(tiny(tmp_path / "a", *noisy, finance=TEXTS), real_sites(tmp_path, SITES)) for _ in "ab"]
+    for one, other in itertools.combinations(runs[1:], 2):
+        apart = np.concatenate([np.ravel(one.weights[name] - other.weights[name]) for name in one.weights])
+        assert apart.std() == pytest.approx(0.01, rel=0.05)
+    rounded = ("update.compress=qsgd4", "rounds=1")  # drawn too, and no secret
+    simulated = train_federation(tiny(tmp_path / "b", *rounded, finance=TEXTS))
+    real = train_federation(tiny(tmp_path / "b", *rounded, finance=TEXTS), real_sites(tmp_path, SITES))
+    assert real.sha256 == simulated.sha256
 
 
 def test_its_own_source_takes_the_place_of_the_configurations(tmp_path):

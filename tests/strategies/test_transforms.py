@@ -8,56 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transform_helpers import ENTRIES, MADE, NOISY, SHAPES, draw_update, every, flat, generator, through
 
-from fedfm.arrays import Arrays, norm, num_bytes
+from fedfm.arrays import norm, num_bytes
 from fedfm.strategies.transforms import (
     TRANSFORMS,
-    Transform,
     chain,
     clip,
     fp16,
     gaussian,
     pack,
     qsgd,
-    send_with_feedback,
     sign,
     top_k,
     unpack,
 )  # fmt: skip
-
-SHAPES = {"shared/b": (3, 5), "finance/head": (7,), "shared/scalar": (), "shared/empty": (0, 4), "ner/one": (1,)}
-ENTRIES = 24
-MADE: dict[str, Transform] = {
-    "fp16": fp16(),
-    "qsgd 8": qsgd(8),
-    "qsgd 4": qsgd(4),
-    "qsgd 2": qsgd(2),
-    "top-k": top_k(0.1),
-    "top-k all": top_k(1.0),
-    "sign": sign(),
-    "clip": clip(0.5),
-    "gaussian": gaussian(0.1),
-    "chain": chain(clip(1.0), gaussian(0.1), qsgd(4)),
-}
-NOISY = ("gaussian", "chain")
-every = pytest.mark.parametrize("transform", MADE.values(), ids=MADE)
-
-
-def generator(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def draw_update(seed: int = 1, dtype=np.float64) -> Arrays:
-    draw = generator(seed)
-    return {name: np.asarray(draw.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
-
-
-def through(transform: Transform, arrays: Arrays, seed: int = 0) -> Arrays:
-    return transform.decode(transform.encode(arrays, generator(seed)), arrays)
-
-
-def flat(arrays: Arrays) -> np.ndarray:
-    return np.concatenate([np.asarray(arrays[name], np.float64).ravel() for name in sorted(arrays)])
 
 
 def test_the_table_names_every_transform():
@@ -260,60 +225,3 @@ def test_a_chain_keeps_its_order_and_refuses_what_cannot_follow():
 
 
 # Error feedback
-
-
-@pytest.mark.parametrize("transform", [top_k(0.1), sign(), fp16(), qsgd(8)], ids=["top-k", "sign", "fp16", "qsgd"])
-def test_what_was_sent_and_what_is_kept_are_what_was_wanted(transform):
-    """sum_t C(u_t) + e_T = sum_t v_t, to 1e-12 in float64."""
-    draw, error, sent, wanted = generator(2), {}, np.zeros(ENTRIES), np.zeros(ENTRIES)
-    for number in range(50):
-        update = draw_update(number)
-        before = {name: value.copy() for name, value in error.items()}
-        encoded, fresh = send_with_feedback(transform, update, error, draw)
-        assert all(np.array_equal(error[name], before[name]) for name in before)
-        error = fresh
-        sent += flat(transform.decode(encoded, update))
-        wanted += flat(update)
-    assert np.abs(sent + flat(error) - wanted).max() < 1e-12
-    assert flat(error).any()
-
-
-def test_the_error_of_a_narrow_update_is_what_the_server_did_not_get():
-    """float32 at the site: e is the difference from what the server decodes in float32, not from something finer."""
-    update = draw_update(dtype=np.float32)
-    encoded, error = send_with_feedback(qsgd(8), update, {}, generator())
-    arrived = qsgd(8).decode(encoded, update)
-    assert all(value.dtype == np.float64 for value in error.values())
-    assert np.array_equal(flat(arrived) + flat(error), flat(update))
-
-
-@pytest.mark.parametrize("transform", [top_k(0.1), sign(), fp16()], ids=["top-k", "sign", "fp16"])
-def test_a_broken_update_is_sent_as_such_and_leaves_the_error_alone(transform):
-    _, error = send_with_feedback(transform, draw_update(), {}, generator())
-    broken = draw_update(2) | {"shared/scalar": np.asarray(math.inf)}
-    encoded, after = send_with_feedback(transform, broken, error, generator())
-    assert after is error
-    assert not np.isfinite(flat(transform.decode(encoded, broken))).all()
-
-
-@pytest.mark.parametrize("transform", [top_k(0.1), sign()], ids=["top-k", "sign"])
-def test_with_feedback_a_biased_form_reaches_the_optimum_and_without_it_does_not(transform):
-    """1/2 ||x - c_k||^2 at two sites, whose gradients at the optimum are opposed and not zero."""
-    draw = generator(6)
-    centres = draw.standard_normal((2, 20)) * 3
-    optimum, rate = centres.mean(axis=0), 0.01
-
-    def descend(feedback: bool) -> float:
-        x, errors = np.zeros(20), [{}, {}]
-        for _ in range(6000):
-            step = np.zeros(20)
-            for k, centre in enumerate(centres):
-                update = {"x": rate * (centre - x)}
-                before = errors[k] if feedback else {}
-                encoded, errors[k] = send_with_feedback(transform, update, before, draw)
-                step += transform.decode(encoded, update)["x"] / 2
-            x = x + step
-        return float(np.abs(x - optimum).max())
-
-    assert descend(True) < 0.15
-    assert descend(False) > 2 * descend(True)
