@@ -54,7 +54,7 @@ def reason_to_leave_out(
 def reason_not_to_believe(told: Mapping[str, float], strategy: Strategy, steps: int) -> str:
     """What a site tells beside its update that cannot be so, in a sentence; '' where all can.
 
-    `steps`: those that it was due. Of a strategy's own numbers: "start-loss", and "choice", a place among its candidates.
+    `steps`: those that it was due. Of a strategy's own numbers: "start-loss"; "choice", a place among its candidates.
     """
     for name in COUNTS:
         if name in told and not 0 <= told[name] <= LARGEST_COUNT:  # NaN is not
