@@ -66,6 +66,17 @@ def test_a_straggler_makes_a_part_of_its_steps_and_who_is_gone_is_counted_and_na
         np.testing.assert_allclose(packed.weights[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 4])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_steps_of_a_straggler_are_those_that_it_was_due(tmp_path, epochs, rows):
+    """FedNova is told them, and leaves out who says another number: of honest sites it leaves out none."""
+    more = ("simulation.stragglers=0.5", f"local.epochs={epochs}", "local.batch-size=2", f"engine.sites-at-once={rows}")
+    done = run_together(config_for(tmp_path, *more, "strategy.name=fednova", "local.optimizer=sgd"))
+    assert done.folder.rounds["sites_used"].tolist() == [0, SITES, SITES]
+    steps = done.folder.metrics.query("metric == 'steps' and round > 0")["value"]
+    assert epochs == 1 or steps.nunique() > 1  # there were stragglers
+
+
 def test_sites_join_and_leave(tmp_path):
     config = config_for(tmp_path, "simulation.joins.finance-2=2", "simulation.leaves.finance-3=2")
     assert sorted(present(config.sites(), config.simulation, 1)) == [f"finance-{n}" for n in (1, 3, 4, 5, 6)]
