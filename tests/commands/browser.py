@@ -64,8 +64,9 @@ class Browser:
         file.write_bytes(base64.b64decode(found["data"]))
 
     def as_on_paper(self) -> None:
-        """The rules of `@media print` from here on."""
+        """The rules of `@media print` from here on, once they are drawn: what was folded is skipped until then."""
         self._call("goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}})
+        self.ask("return new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(() => drawn(true))))")
 
     def print_to(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self._call("print", {"background": True})))
