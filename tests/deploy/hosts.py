@@ -88,8 +88,9 @@ class Hosts(Deployment):
 
     def _unplug(self) -> None:
         for host in self.number:
-            with suppress(subprocess.CalledProcessError):
-                ip("netns", "delete", self.namespace_of(host))
+            for gone in (("link", "delete", self._cable(host)), ("netns", "delete", self.namespace_of(host))):
+                with suppress(subprocess.CalledProcessError):  # a cable outlives its host while a connection times out
+                    ip(*gone)
         with suppress(subprocess.CalledProcessError):
             ip("link", "delete", f"{self.prefix}br")
 
