@@ -137,6 +137,14 @@ def test_a_domain_overrides_single_keys_of_local(tmp_path):
     assert config.local.max_length == 32
 
 
+@pytest.mark.parametrize(
+    ("examples", "share", "steps"), [(5, 1.0, 9), (4, 1.0, 6), (5, 0.4, 4), (5, 0.01, 1), (0, 1.0, 0), (0, 0.4, 0)]
+)
+def test_local_steps_are_those_of_every_epoch_and_a_stragglers_at_least_one(examples, share, steps):
+    """Three epochs in batches of two: 3 * 3 of five examples, 3 * 2 of four."""
+    assert load_config({"local": {"epochs": 3, "batch-size": 2}}).local.steps(examples, share) == steps
+
+
 def test_sites_are_named_after_their_domain_and_sort_as_they_count(tmp_path):
     config = load_config(write(tmp_path, DOMAIN_A + "sites = 11"))
     assert list(config.sites())[:2] == ["a-01", "a-02"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from functools import lru_cache
 from typing import Any, Literal
@@ -63,6 +64,11 @@ class LocalConfig(Section):
     max_length: int = Field(64, ge=8)
     augment: bool = Field(False, description="images: random horizontal flip and shift")
     length_buckets: bool = Field(False, description="texts: batches of like length; faster, but other batches")
+
+    def steps(self, examples: int, share: float = 1.0) -> int:
+        """Local steps of a round; of a straggler, who gets to `share` of them, at least one."""
+        steps = self.epochs * math.ceil(examples / self.batch_size)
+        return steps if share == 1 else min(steps, max(1, round(share * steps)))
 
 
 LocalOverrides = create_model(  # the same keys, each of them optional

@@ -17,7 +17,6 @@ from fedfm.federation.asking import Aside, Packed, Sites
 from fedfm.federation.compression import ENCODED, decode
 from fedfm.federation.faults import Faults, collude, virtual_seconds
 from fedfm.federation.messages import MORE, Answer, join_more, split_more, to_record
-from fedfm.federation.packing import steps_due
 from fedfm.federation.screening import reason_not_to_believe, reason_to_leave_out
 from fedfm.strategies import Update
 from fedfm.strategies.lora import from_rank
@@ -61,13 +60,11 @@ class Intake:
     ):  # fmt: skip
         self.sites, self.config, self.weights = sites, config, weights
         self.packed, self.count, self.aside = packed, count, aside
-        self._shares: Mapping[str, float] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._expectations: dict[tuple[str, int], Arrays] = {}
 
     def updates(self, asked: list[str], faults: Faults) -> Iterator[Update]:
         """The usable updates of the sites `asked`, in order of packs, as far as the simulated faults let them come."""
-        self._shares = faults.shares
         updates = self._arriving(asked, faults)
         if self.config.simulation.attack == "alie":
             updates = collude(updates, self.config)
@@ -100,7 +97,7 @@ class Intake:
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
             count.bytes_up += self._bytes_up(answer, sent, domain)
-            updates, refused = self._screened(answer, sent, domain)
+            updates, refused = self._screened(answer, sent, domain, faults.shares)
             self._leave_out(reasons | refused)
             self._journal(answer, [site for site in sent if site not in refused])
             yield from updates
@@ -125,7 +122,9 @@ class Intake:
             self._sizes[kind] = to_record(join_more(arrays, more)).count_bytes()
         return self._sizes[kind]
 
-    def _screened(self, answer: Answer, sent: list[str], domain: str) -> tuple[list[Update], dict[str, str]]:
+    def _screened(
+        self, answer: Answer, sent: list[str], domain: str, shares: Mapping[str, float]
+    ) -> tuple[list[Update], dict[str, str]]:
         """What of an answer can be used, and why the rest cannot. A mean of several sites is used whole or not."""
         told = {site: numbers_of(answer, site) for site in sent}
         try:
@@ -142,7 +141,7 @@ class Intake:
         for names, arrays in parts:
             delta, more = split_more(arrays)
             reasons = [self._reason_in_arrays(names[0], delta, more, is_mean)]  # of a mean once, not once for each site
-            reasons += [self._reason_in_numbers(name, told[name]) for name in names]
+            reasons += [self._reason_in_numbers(name, told[name], shares.get(name, 1.0)) for name in names]
             if first := next(filter(None, reasons), ""):
                 refused |= dict.fromkeys(names, first)
                 continue
@@ -184,7 +183,7 @@ class Intake:
             reason = f'it also holds tensors of "{foreign[0]}", which this strategy does not ask for'
         return reason
 
-    def _reason_in_numbers(self, site: str, told: Mapping[str, float]) -> str:
+    def _reason_in_numbers(self, site: str, told: Mapping[str, float], share: float) -> str:
         examples, loss = told.get("num-examples", math.nan), told.get("loss", math.nan)
         if reason := reason_to_leave_out({}, {}, examples, loss, 0.0):
             return reason
@@ -194,7 +193,7 @@ class Intake:
             return f"it says that it was trained on {examples:g} examples, but the site holds {held}"
         strategy, due = self.sites.strategy, 0
         if strategy.counts_steps:
-            due = steps_due(int(examples), self.config.local_for(card.domain), self._shares.get(site, 1.0))
+            due = self.config.local_for(card.domain).steps(int(examples), share)
         return reason_not_to_believe(told, strategy, due)
 
     def _hint(self, reason: str, domain: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from fedfm.config import LocalConfig, RunConfig
+from fedfm.config import RunConfig
 from fedfm.federation.door import Roll
-from fedfm.federation.messages import SiteCard
 
 Pack = tuple[str, ...]
 Kind = Callable[[str], Hashable]  # of the model that a site is sent
@@ -63,7 +61,7 @@ def packs_to_train(
 
     def alike(site: str) -> tuple[int, float, str]:
         card = roll.cards[site]
-        return -_steps(card, local[card.domain]), -card.mean_words, site
+        return -local[card.domain].steps(card.num_examples("train")), -card.mean_words, site
 
     if pools:
         by_pool: dict[str, list[str]] = {}
@@ -97,17 +95,7 @@ def packs_to_score(sites: Iterable[str], roll: Roll, split: str, together: bool,
 def steps_of(site: str, roll: Roll, config: RunConfig) -> int:
     """Local steps of a site in a round."""
     card = roll.cards[site]
-    return _steps(card, config.local_for(card.domain))
-
-
-def _steps(card: SiteCard, local: LocalConfig) -> int:
-    return steps_due(card.num_examples("train"), local)
-
-
-def steps_due(examples: int, local: LocalConfig, share: float = 1.0) -> int:
-    """The steps of a site that gets to `share` of them, as SiteWork.plan has them."""
-    steps = local.epochs * math.ceil(examples / local.batch_size)
-    return steps if share == 1 else max(1, round(share * steps))
+    return config.local_for(card.domain).steps(card.num_examples("train"))
 
 
 def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
@@ -116,7 +104,10 @@ def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
     local = {domain: config.local_for(domain) for domain in {card.domain for card in cards}}
     batch_size = local[cards[0].domain].batch_size
     return sum(
-        _steps(card, local[card.domain]) * batch_size * (card.mean_words or config.body.image_tokens) for card in cards
+        local[card.domain].steps(card.num_examples("train"))
+        * batch_size
+        * (card.mean_words or config.body.image_tokens)
+        for card in cards
     )
 
 

@@ -35,7 +35,7 @@ class SiteWork:
     def plan(self, local: LocalConfig, draws: str = "") -> list[np.ndarray]:
         """The index arrays of its steps; at least one where it has examples."""
         plan = batch_plan(self.features.lengths(), local, self.generator(f"batches{draws}"))
-        return plan if self.share == 1 else plan[: max(1, round(self.share * len(plan)))]
+        return plan[: local.steps(len(self.features), self.share)]
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A generator that nothing but (seed, purpose, round, site) decides."""

@@ -8,6 +8,7 @@ system when the process has become larger than packs made it that began with a t
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Callable
@@ -20,16 +21,21 @@ LOOK_SECONDS = 0.05  # at least, from one look to the next: a file of the kernel
 
 
 class Heap:
-    """`resident()`: bytes of the process in memory. `trim()`: give what is free back to the system."""
+    """`resident()`: bytes of the process in memory. `trim()`: give what is free back to the system. `clock()`: in
+    seconds."""
 
-    def __init__(self, resident: Callable[[], int], trim: Callable[[], object]):
-        self._resident, self._trim = resident, trim
-        self._seen, self._needed = 0, 0
-        self.looked = -LOOK_SECONDS  # when it was asked last, by time.monotonic
+    def __init__(
+        self, resident: Callable[[], int], trim: Callable[[], object], clock: Callable[[], float] = time.monotonic
+    ):
+        self._resident, self._trim, self._clock = resident, trim, clock
+        self._seen, self._needed, self._looked = 0, 0, -math.inf
 
     def after_pack(self) -> None:
         """To be called when a pack has been trained."""
-        size = self._resident()
+        now = self._clock()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked, size = now, self._resident()
         if self._seen < PACKS:
             self._seen, self._needed = self._seen + 1, max(self._needed, size)
         elif size > GROWTH * self._needed:
@@ -55,7 +61,5 @@ def _resident() -> int:
 
 def after_pack() -> None:
     """Keep this process's heap tidy; see `Heap`."""
-    heap, now = _heap(), time.monotonic()
-    if heap and now - heap.looked >= LOOK_SECONDS:
-        heap.looked = now
+    if heap := _heap():
         heap.after_pack()

@@ -47,7 +47,7 @@ class Pool:
 
     def steps(self) -> list[int]:
         """Steps that each site would take."""
-        return [len(work.plan(self.local)) for work in self.works]
+        return [self.local.steps(len(work.features), work.share) for work in self.works]
 
 
 def fit_pools(pools: Sequence[Pool]) -> list[float]:

@@ -2,67 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
-from federation_helpers import IMAGES, TEXTS, WORDS, tiny, train_federation, with_names
+from enrolment_helpers import EXAMPLES, call, own, write_images, write_texts, write_words
+from federation_helpers import TEXTS, WORDS, tiny, train_federation, with_names
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfm.arrays import group_of
 from fedfm.engines.local import LocalGrid
 from fedfm.errors import ConfigError, DataError, EngineError, RunError
 from fedfm.federation.client_app import app
 from fedfm.federation.door import Door, Roll
-from fedfm.federation.enrolment import enrol, first_weights, refuse_changed_data
-
-EXAMPLES = {
-    "negative": ("profit fell sharply", "the loss widened again", "sales were weak"),
-    "neutral": ("the meeting is on monday", "shares were unchanged", "the report has ten pages"),
-    "positive": ("profit rose sharply", "a strong quarter", "sales beat all hopes"),
-}
-SENTENCES = {
-    "ORG": [("Acme", "B-ORG"), ("Bank", "I-ORG"), ("fell", "O")],
-    "PER": [("Ann", "B-PER"), ("Lee", "I-PER"), ("rose", "O")],
-    "LOC": [("in", "O"), ("Oslo", "B-LOC"), ("today", "O")],
-}
-
-
-def call(config, node_app=app, nodes: int | None = None, wait: float = 0.0):
-    grid = LocalGrid(node_app, len(config.sites()) if nodes is None else nodes)
-    return enrol(Door(grid, config, Roll(), timeout=20), wait)
-
-
-def write_texts(path: Path, labels: list[str]) -> str:
-    rows = [f"{text} {n},{label}" for n in range(6) for label in labels for text in EXAMPLES[label]]
-    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def write_words(folder: Path, kinds: list[str]) -> str:
-    folder.mkdir()
-    for split, times in (("train", 6), ("dev", 2), ("test", 2)):
-        sentences = [SENTENCES[kind] for _ in range(times) for kind in kinds]
-        text = "\n\n".join("\n".join(f"{word}\t{tag}" for word, tag in sentence) for sentence in sentences)
-        (folder / f"{split}.txt").write_text(text + "\n", encoding="utf-8")
-    return str(folder)
-
-
-def write_images(path: Path, size: int, channels: int) -> str:
-    draw = np.random.default_rng(size)
-    arrays = {}
-    for split, count in (("train", 12), ("val", 4), ("test", 4)):
-        shape = (count, size, size) if channels == 1 else (count, size, size, channels)
-        arrays[f"{split}_images"] = draw.integers(0, 256, shape, dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count) % 2)[:, None]
-    np.savez(path, **arrays)
-    return str(path)
-
-
-def own(task: str, **sources: str) -> dict:
-    return {"task": task, "site": [{"name": name, "source": source} for name, source in sources.items()]}
-
+from fedfm.federation.enrolment import enrol
 
 # ---- who is there --------------------------------------------------------------------------------------------------
 
@@ -243,60 +192,3 @@ def test_grey_and_colour_do_not_mix(tmp_path):
     sources = {"a": write_images(tmp_path / "a.npz", 12, 1), "b": write_images(tmp_path / "b.npz", 12, 3)}
     with pytest.raises(DataError, match="grey and colour cannot mix"):
         call(tiny(tmp_path / "runs", medical=own("image-classification", **sources)))
-
-
-# ---- the first weights ---------------------------------------------------------------------------------------------
-
-
-def test_the_first_weights_do_not_depend_on_which_domains_are_there(tmp_path):
-    """Shared tensors are drawn by name, a domain's by domain and name: leaving one out moves no other."""
-    three, names = first_weights(tiny(tmp_path), call(tiny(tmp_path)))
-    alone = tiny(tmp_path, ner=WORDS)
-    one, _ = first_weights(alone, call(alone))
-    assert {group_of(name) for name in three} == {"shared", "medical", "finance", "ner"}
-    assert one.keys() == set(names["ner"])
-    for name, value in one.items():
-        assert np.array_equal(three[name], value), name
-    other, _ = first_weights(alone.replace("seed=1"), call(alone))
-    assert any(not np.array_equal(other[name], value) for name, value in one.items())
-
-
-def test_what_a_domain_is_sent_is_the_shared_group_and_its_own(tmp_path):
-    config = tiny(tmp_path, a=IMAGES, b=IMAGES)
-    weights, names = first_weights(config, call(config))
-    assert set(names["a"]) | set(names["b"]) == set(weights)
-    shared = {name for name in weights if group_of(name) == "shared"}
-    assert set(names["a"]) & set(names["b"]) == shared
-    heads = [weights[f"{domain}/head.weight"] for domain in ("a", "b")]
-    assert not np.array_equal(*heads)  # two domains, two draws
-
-
-def test_a_run_does_not_go_on_with_other_data(tmp_path):
-    config = tiny(tmp_path)
-    roll = call(config)
-    before = {site: {"sha256": card.sha256} for site, card in roll.cards.items()}
-    refuse_changed_data(roll, before)  # the same data: nothing to say
-    site = sorted(before)[0]
-    with pytest.raises(DataError) as caught:
-        refuse_changed_data(roll, before | {site: {"sha256": "0" * 64}})
-    (problem,) = caught.value.problems
-    assert f"the data of site {site} have changed since the run began" in problem.what
-    assert problem.mend == "bring the old data back, or start a new run"
-
-
-def test_early_stopping_cannot_watch_a_domain_without_validation_examples(tmp_path):
-    """Ten training examples in a named split, nothing to validate with: told before the first round."""
-    config = tiny(tmp_path, "early-stopping.patience=1")
-    domain = next(iter(config.domains))
-    roll = call(config.replace(f"early-stopping.metric={domain}"))  # it has some: fine
-    assert roll.domains[domain]
-
-    def without(message, context):
-        reply = app(message, context)
-        cards = json.loads(reply.content["cards"]["json"])
-        for card in cards:
-            card["label_counts"]["validation"] = {}
-        return Message(RecordDict({"cards": ConfigRecord({"json": json.dumps(cards)})}), reply_to=message)
-
-    with pytest.raises(ConfigError, match=f"domain {domain} has no validation examples"):
-        call(config.replace(f"early-stopping.metric={domain}"), without)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 import sys
 
 import pytest
 
-from fedfm.training import heap
 from fedfm.training.heap import GROWTH, PACKS, Heap
 
 
@@ -16,9 +16,9 @@ def trims_of(sizes: list[float]) -> list[int]:
     """The packs after which a heap is trimmed that has these sizes in turn."""
     trimmed: list[int] = []
     now = [0]
-    own = Heap(lambda: int(sizes[now[0]]), lambda: trimmed.append(now[0]))
+    heap = Heap(lambda: int(sizes[now[0]]), lambda: trimmed.append(now[0]), itertools.count().__next__)
     for now[0] in range(len(sizes)):
-        own.after_pack()
+        heap.after_pack()
     return trimmed
 
 
@@ -55,14 +55,10 @@ print(before, resident())
     assert before > 180 and after < before - 60
 
 
-def test_many_short_packs_are_looked_at_once(monkeypatch):
+def test_many_short_packs_are_looked_at_once():
     """A look reads a file of the kernel's: of packs of a millisecond it would be a tenth of the work."""
-    looks = []
-    found = Heap(lambda: looks.append(1) or 100, lambda: None)
-    monkeypatch.setattr(heap, "_heap", lambda: found)
-    now = iter([1.0, 1.01, 1.049, 1.051, 1.1, 1.2])
-    monkeypatch.setattr(heap.time, "monotonic", lambda: next(now))
-    counts = []
+    looks, counts = [], []
+    heap = Heap(lambda: looks.append(1) or 100, lambda: None, iter([1.0, 1.01, 1.049, 1.051, 1.1, 1.2]).__next__)
     for _ in range(6):
         heap.after_pack()
         counts.append(len(looks))
