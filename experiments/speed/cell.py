@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,7 @@ from fedfm.engines.running import quiet_libraries
 quiet_libraries()
 
 FLOORS = {"floor": False, "floor-tuned": True}
+WRITES_START = (*FLOORS, "k32")  # what others are compared with: how far it moved is the measure
 
 
 def main() -> None:
@@ -34,9 +36,16 @@ def main() -> None:
     import numpy as np
     import torch
 
+    from fedfm.models.devices import set_products
+
     torch.set_num_threads(1)
+    set_products(arguments.dtype)
     result = run(arguments)
+    if torch.cuda.is_initialized():
+        result["gpu_mib"] = torch.cuda.max_memory_reserved() // 2**20
     weights = {name: np.asarray(value) for name, value in result.pop("weights", {}).items()}
+    if weights and arguments.engine in WRITES_START:
+        weights |= start_of(arguments, weights)
     np.savez(arguments.out.with_suffix(".npz"), **weights)
     arguments.out.with_suffix(".json").write_text(json.dumps(result), encoding="utf-8")
 
@@ -73,18 +82,26 @@ def run(arguments: argparse.Namespace) -> dict:
     return fedfm_engines.run(workload, engine, rounds)
 
 
+def start_of(arguments: argparse.Namespace, names: Iterable[str]) -> dict:
+    """The start weights, as `start:NAME`."""
+    from peers import start_state
+    from workloads import chosen
+
+    start = start_state(chosen(arguments.workload, arguments.dtype))
+    return {f"start:{name}": start[name].numpy() for name in names}
+
+
 def floor_result(workload, rounds: int, tuned: bool) -> dict:
-    """The plain loop's; its start weights go with its weights, as `start:NAME`."""
+    """The plain loop's."""
     import floor
     from peers import fedfm_name, start_state
 
     start = start_state(workload)
     turns, state = floor.run(workload, start, rounds, tuned)
     weights = {fedfm_name(name): value.cpu().numpy() for name, value in state.items()}
-    begun = {f"start:{name}": start[name].numpy() for name in weights}
     updates = workload.sites * rounds
     return {
-        "walls": turns.walls, "cpus": turns.cpus, "updates": updates, "expected": updates, "weights": weights | begun,
+        "walls": turns.walls, "cpus": turns.cpus, "updates": updates, "expected": updates, "weights": weights,
     }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from flwr.clientapp import ClientApp
 from peers import make_model, site_batches, start_state
 from workloads import chosen, site_names
 
+from fedfm.models.devices import set_products
+
 app = ClientApp()
 _kept: dict = {}
 
@@ -29,6 +31,7 @@ def model_for_call(workload):
 def train(message: Message, context: Context) -> Message:
     """Local steps of one site."""
     torch.set_num_threads(1)
+    set_products(os.environ["FEDFM_SPEED_DTYPE"])
     workload = chosen(os.environ["FEDFM_SPEED_WORKLOAD"], os.environ["FEDFM_SPEED_DTYPE"])
     model = model_for_call(workload)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

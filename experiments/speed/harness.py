@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ NOT_COMPARED = ("floor", "k1-buckets")  # itself; other batches on purpose
 
 
 class Cell:
-    """One engine on one workload in a process of its own. `alive` until it has said all or failed."""
+    """One engine on one workload in a process of its own, which `wait` waits for. `alive` until it has said all or
+    failed."""
 
     def __init__(self, workload: str, engine: str, rounds: int, scratch: Path, *options: str):
         self.engine, self.rounds, self.peak = engine, rounds, 0
@@ -46,6 +47,9 @@ class Cell:
         )  # fmt: skip
         os.close(hears)
         os.close(says)
+
+    def wait(self) -> None:
+        """Until it stands before its first round."""
         self.alive = self._next() == b"r"
         self.start_up = time.perf_counter() - self._started
 
@@ -113,37 +117,47 @@ def side_by_side(
 
     `proven`: whose weights in float64 are those of the floor after as many rounds.
     """
-    cells = [Cell(workload, engine, rounds, scratch, *options) for engine in engines]
-    for number in range(1, rounds + 1):
-        for cell in cells:
-            if cell.alive:
-                cell.turn(is_last=number == rounds)
+    cells = []
+    for engine in engines:
+        cells.append(Cell(workload, engine, rounds, scratch, *options))
+        cells[-1].wait()
+    take_turns(cells, rounds)
     tolerances = dict.fromkeys(proven, PROVEN_TOLERANCE)
     return [judged(c.result(), workload, scratch, tolerances.get(c.engine, tolerance)) for c in cells]
 
 
-def judged(result: dict, workload: str, scratch: Path, tolerance: float = TOLERANCE) -> dict:
-    """The result, with its distance to the floor; void where updates are missing or the weights are other ones."""
+def take_turns(cells: Sequence[Cell], rounds: int) -> None:
+    """One round of each after the other, `rounds` times; all must stand before their first one."""
+    for number in range(1, rounds + 1):
+        for cell in cells:
+            if cell.alive:
+                cell.turn(is_last=number == rounds)
+
+
+def judged(
+    result: dict, workload: str, scratch: Path, tolerance: float = TOLERANCE, reference: str = "floor"
+) -> dict:
+    """The result, with its distance to the reference; void where updates are missing or the weights are other ones."""
     result |= {"workload": workload, "load": round(psutil.getloadavg()[0], 2)}
     if "void" not in result and result["updates"] != result["expected"]:
         result["void"] = f"{result['updates']} of {result['expected']} updates came"
-    floor, own = (scratch / f"{workload}-{name}.npz" for name in ("floor", result["engine"]))
-    if "void" in result or result["engine"] in NOT_COMPARED or not floor.exists():
+    known, own = (scratch / f"{workload}-{name}.npz" for name in (reference, result["engine"]))
+    if "void" in result or result["engine"] in (reference, *NOT_COMPARED) or not known.exists():
         return result
-    result |= distance(floor, own)
+    result |= distance(known, own)
     if not result["share"] < tolerance:
         result["void"] = (
-            f"its weights are {result['difference']:.1e} from the floor's, {result['share']:.1%} of the way"
+            f"its weights are {result['difference']:.1e} from the {reference}'s, {result['share']:.1%} of the way"
         )
     return result
 
 
-def distance(floor: Path, own: Path) -> dict[str, float]:
-    """`difference`: the largest one between the weights; `share`: their distance over the way that the floor's moved.
+def distance(known: Path, own: Path) -> dict[str, float]:
+    """`difference`: the largest one between the weights; `share`: their distance over how far the known ones moved.
 
     NaN where the tensors are not the same ones.
     """
-    with np.load(floor) as ours, np.load(own) as theirs:
+    with np.load(known) as ours, np.load(own) as theirs:
         names = [name for name in ours.files if not name.startswith("start:")]
         if set(names) != {name for name in theirs.files if not name.startswith("start:")}:
             return {"difference": float("nan"), "share": float("nan")}

@@ -18,6 +18,7 @@ from workloads import DEVICE, DOMAIN, LABELS, Workload, body_folder, prepare, si
 
 from fedfm.domains import load_site
 from fedfm.models.body import load_body
+from fedfm.models.devices import stored_dtype
 from fedfm.models.features import featurize
 from fedfm.training.fit import SiteWork, batch_plan
 
@@ -37,7 +38,7 @@ class TextModel(nn.Module):
 
     def __init__(self, workload: Workload):
         super().__init__()
-        body = AutoModel.from_pretrained(source_of(workload), dtype=getattr(torch, workload.dtype))
+        body = AutoModel.from_pretrained(source_of(workload), dtype=stored_dtype(workload.dtype))
         body.pooler = None
         body.requires_grad_(False)
         layers = range(body.config.num_hidden_layers)
@@ -105,7 +106,7 @@ def fedfm_name(name: str) -> str:
 
 def make_model(workload: Workload, start: Mapping[str, torch.Tensor]) -> nn.Module:
     """The model with the start weights (by fedfm's names), dropout off."""
-    model = Net(getattr(torch, workload.dtype)) if workload.is_image else TextModel(workload)
+    model = Net(stored_dtype(workload.dtype)) if workload.is_image else TextModel(workload)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
@@ -149,7 +150,7 @@ def _tensors(workload: Workload, features, indices: np.ndarray, trim: bool):
     labels = torch.from_numpy(np.asarray(features.labels)[indices]).to(DEVICE)
     if workload.is_image:
         images = torch.from_numpy(np.ascontiguousarray(features.inputs[indices]))
-        return {"images": images.to(DEVICE, getattr(torch, workload.dtype)) / 255}, labels
+        return {"images": images.to(DEVICE, stored_dtype(workload.dtype)) / 255}, labels
     longest = int(features.lengths()[indices].max())
     ids = torch.zeros(len(indices), workload.max_length if workload.ragged and not trim else longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -8,8 +8,8 @@
     W2u   the same twin at 1 x 4 tokens: next to nothing but launches
     W3    MiniLM with ragged texts (log-normal lengths, median 20), batches of 4, unequal sites of 1 to 16 steps
     W4-m  as W2, of which only the head (m = 0) or the top m layers train: with and without the frozen-feature cache
-    W2g   W2 with 128 sites, for GPUs (gpu.sh)
-    W5    the same with 8 x 128 tokens on a body of BERT-base's size with random weights
+    W2g   W2 with 32 sites, for GPUs (gpu.sh); W2h: with 128
+    W5    the same with 8 x 128 tokens on a body of BERT-base's size with random weights; W5h: with 128 sites
     S1    1,000 sites of the tiny body whose training does nothing: what an engine itself costs (see s1.py)
     S1-10 the same of which ten are sampled in a round, for the memory that the sites of a round take
 
@@ -77,8 +77,10 @@ WORKLOADS = {
         Workload("W2xs", 32, 4, 1, 16, "minilm"),
         Workload("W2t", 32, 4, 2, 16, "twin", rank=2),
         Workload("W2u", 32, 4, 1, 4, "twin", rank=2),
-        Workload("W2g", 128, 4, 8, 64, "minilm"),
-        Workload("W5", 128, 4, 8, 128, "base"),
+        Workload("W2g", 32, 4, 8, 64, "minilm"),
+        Workload("W2h", 128, 4, 8, 64, "minilm"),
+        Workload("W5", 32, 4, 8, 128, "base"),
+        Workload("W5h", 128, 4, 8, 128, "base"),
         Workload("W3", 8, 16, 4, 20, "minilm", ragged=True),
         *(Workload(f"W4-{m}", 8, 4, 8, 64, "minilm", trainable=m) for m in range(4)),
     )
@@ -113,7 +115,8 @@ def site_names(workload: Workload) -> list[str]:
 
 def prepare(workload: Workload, folder: Path) -> RunConfig:
     """Write bodies and data below `folder` (once) and return fedfm's configuration of the workload."""
-    data = folder / f"{workload.name}-{hashlib.sha256(repr(workload).encode()).hexdigest()[:12]}"
+    key = repr(replace(workload, dtype=""))  # data are the same in every precision
+    data = folder / f"{workload.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not data.exists():
         fresh = data.with_suffix(".tmp")
         shutil.rmtree(fresh, ignore_errors=True)

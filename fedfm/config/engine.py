@@ -19,7 +19,7 @@ class EngineConfig(Section):
     address: str = Field("", description="a Ray cluster that is already there; empty: one is started here")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
     threads: int = Field(1, ge=1, description="compute threads of a process that trains")
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
     feature_cache: int = Field(1024, ge=0, description="MiB on disk for what frozen layers make of the data")
     timeout: float = Field(3600.0, gt=0, description="seconds without any reply after which missing sites are left out")
     train_timeout: float = Field(0.0, ge=0, description="the same of training alone; 0: engine.timeout")

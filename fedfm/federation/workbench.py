@@ -178,9 +178,13 @@ def workbench(order: Order) -> Workbench:
     """The workbench for an order; its model is built once in a process."""
     import torch
 
+    from fedfm.models.devices import set_products
+
     # The default, all cores, is slow where cores are shared. Set for every piece of work: sums depend on it, and
     # another run in this process may have set another number.
-    torch.set_num_threads(parse_config(order.config).engine.threads)
+    engine = parse_config(order.config).engine
+    torch.set_num_threads(engine.threads)
+    set_products(engine.dtype)
     return _cached_workbench(order.config, order.card, order.rows, order.rank)
 
 

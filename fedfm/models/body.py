@@ -86,7 +86,7 @@ def check_body(config: RunConfig) -> list[Problem]:
 
 @lru_cache(maxsize=4)
 def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str) -> Body:
-    import torch
+    from fedfm.models.devices import stored_dtype
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model, tokenizer = _tiny(name == "tiny-pretrained") if name in BUILT_IN else _pretrained(name)
@@ -95,7 +95,7 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
     if not hasattr(model, "embeddings"):
         raise ModelError(f'body "{name}" has no `embeddings` module, so images cannot enter it', mend=_KNOWN)
     _keep_layers(model, 0 if weights == "none" else layers or len(layer_stack(model)[1]), name)
-    model.requires_grad_(False).eval().to(getattr(torch, dtype))
+    model.requires_grad_(False).eval().to(stored_dtype(dtype))
     return Body(model, tokenizer, weights_sha256(model))
 
 

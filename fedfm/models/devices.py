@@ -1,8 +1,10 @@
-"""The device that work is done on: what `engine.device` means on this machine, or why it cannot be had."""
+"""The device that work is done on, what `engine.device` means on this machine; its arithmetic, and the way to it."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fedfm.errors import ConfigError
 
@@ -30,3 +32,29 @@ def _why_not(name: str) -> str:
         return "torch finds no GPU of CUDA" if torch.backends.cuda.is_built() else "this torch is built without CUDA"
     count = torch.cuda.device_count()
     return f"its GPUs are 0 to {count - 1}" if int(number or 0) >= count else ""
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The type of torch in which a body's weights are held where engine.dtype is `name`."""
+    return torch.float32 if name == "tf32" else getattr(torch, name)
+
+
+def set_products(name: str) -> None:
+    """How this process multiplies float32 on a GPU, where engine.dtype is `name`: exactly, or, with "tf32", factors
+    rounded to ten bits of mantissa, which matrix units take.
+
+    Convolutions too: torch would round those unasked, and K rows would differ from K sites by more than rounding.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def move(table: np.ndarray, device: str | torch.device) -> Tensor:
+    """`table` as a tensor on `device`.
+
+    To a GPU from pinned memory, which needs no wait: a copy from any other would first let the GPU end all that it has
+    been given, and then leave it idle until the next step's kernels are launched.
+    """
+    held = torch.from_numpy(table)
+    if torch.device(device).type != "cuda":
+        return held.to(device)
+    return held.pin_memory().to(device, non_blocking=True)

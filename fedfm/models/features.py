@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedfm.config import Task
 from fedfm.domains.examples import Examples
+from fedfm.models.devices import move
 from fedfm.models.ragged import Ragged, pad
 from fedfm.profiling import phase
 
@@ -158,13 +159,13 @@ def collate(
         labels, _ = pad([(own.labels, i) for own, i in rows], IGNORED)
     else:
         labels = np.concatenate([own.labels[i] for own, i in rows])
-    held = torch.from_numpy(labels).to(device)
+    held = move(labels, device)
     if is_even and task != "token-classification" and size:
         return Batch(inputs, held, torch.full(held.shape, 1 / size, dtype=dtype, device=device))
     real = (np.arange(size) < np.array(sizes)[:, None])[:, :, None] & (labels != IGNORED).reshape(len(rows), size, -1)
     flat = real.reshape(len(rows), -1).astype(np.float64)
     weights = (flat / np.maximum(flat.sum(1, keepdims=True), 1)).reshape(labels.shape)
-    return Batch(inputs, held, torch.from_numpy(weights).to(device).to(dtype))
+    return Batch(inputs, held, move(weights, device).to(dtype))
 
 
 def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: Sequence[int], draws: Sequence, device, dtype):
@@ -173,20 +174,20 @@ def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: Sequence[int], d
         drawn = [augment(part[:n], draw) for part, n, draw in zip(pixels, sizes, draws, strict=True)]
         pixels = [np.concatenate([new, part[len(new) :]]) for new, part in zip(drawn, pixels, strict=True)]
     table = np.ascontiguousarray(np.concatenate(pixels))  # the pixels of a site may stand channels last
-    return {"images": torch.from_numpy(table).to(device).to(dtype).div_(255)}
+    return {"images": move(table, device).to(dtype).div_(255)}
 
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:
     """`input_ids [N, S]`, or what frozen layers made of them, and, where there is padding, `attention_mask [N, S]`."""
     if rows[0][0].frozen is None:
         table, real = pad([(own.inputs, i) for own, i in rows], rows[0][0].pad_id)
-        inputs = {"input_ids": torch.from_numpy(table).to(device)}
+        inputs = {"input_ids": move(table, device)}
     elif rows[0][0].frozen.pooled is not None:
-        return {"pooled": torch.from_numpy(np.concatenate([own.frozen.pooled[i] for own, i in rows])).to(device)}
+        return {"pooled": move(np.concatenate([own.frozen.pooled[i] for own, i in rows]), device)}
     else:
         table, real = pad([(own.frozen.hidden, i) for own, i in rows], 0)
-        inputs = {"hidden": torch.from_numpy(table).to(device)}
-    return inputs if real.all() else inputs | {"attention_mask": torch.from_numpy(real).to(device)}
+        inputs = {"hidden": move(table, device)}
+    return inputs if real.all() else inputs | {"attention_mask": move(real, device)}
 
 
 def augment(images: np.ndarray, draw: np.random.Generator) -> np.ndarray:

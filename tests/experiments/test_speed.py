@@ -163,6 +163,9 @@ def test_whoever_is_the_floor_in_float64_may_be_further_off_in_float32(speed, tm
         def __init__(self, workload, engine, rounds, scratch):
             self.engine, self.told = engine, {"engine": engine, "updates": 4, "expected": 4}
 
+        def wait(self):
+            pass
+
         def result(self):
             return self.told
 
