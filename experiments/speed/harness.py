@@ -134,9 +134,7 @@ def take_turns(cells: Sequence[Cell], rounds: int) -> None:
                 cell.turn(is_last=number == rounds)
 
 
-def judged(
-    result: dict, workload: str, scratch: Path, tolerance: float = TOLERANCE, reference: str = "floor"
-) -> dict:
+def judged(result: dict, workload: str, scratch: Path, tolerance: float = TOLERANCE, reference: str = "floor") -> dict:
     """The result, with its distance to the reference; void where updates are missing or the weights are other ones."""
     result |= {"workload": workload, "load": round(psutil.getloadavg()[0], 2)}
     if "void" not in result and result["updates"] != result["expected"]:

@@ -26,6 +26,9 @@ class FrozenLayer:
     """The forward pass of one layer, where all of its linear layers and norms are frozen ones.
 
         a = LayerNorm_1(W_o attention(W_q x, W_k x, W_v x) + x)        y = LayerNorm_2(W_2 gelu(W_1 a) + a)
+
+    With weights in bfloat16 (`is_half`) all is as under autocast: products, attention, GELU in bfloat16, and on a GPU
+    norms, the sums before them and `y` in float32. What autocast casts at each use is cast once.
     """
 
     def __init__(self, layer: nn.Module):
@@ -33,7 +36,8 @@ class FrozenLayer:
         self.head, self.scaling = layer.attention.self.attention_head_size, layer.attention.self.scaling
         self.inward = [_computed(module) for module in linears[:3]]
         self.outward = [_computed(module) for module in linears[3:]]
-        self.norms = [Norm.of(module) for module in norms]
+        self.is_half = norms[0].weight.dtype == torch.bfloat16
+        self.modules, self.norms = norms, [Norm.of(module) for module in norms]
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
@@ -44,16 +48,25 @@ class FrozenLayer:
             and all(type(module) is nn.LayerNorm for module in norms)
             and type(layer.intermediate.intermediate_act_fn) is GELUActivation
             and not any(value.requires_grad for value in layer.parameters())
-            and norms[0].weight.dtype != torch.bfloat16  # that is under autocast, which knows no node of ours
         )
 
     def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
         """hidden `[N, S, H]`, mask as `scaled_dot_product_attention` takes it -> `[N, S, H]`."""
         inward = [module if type(module) is Linear else module.linear() for module in self.inward]
         outward = [module if type(module) is Linear else module.linear() for module in self.outward]
-        heads = _Project.apply(hidden, self.head, inward, *(f for linear in inward for f in linear.factors()))
+        trained, trained_after = ([f for linear in linears for f in linear.factors()] for linears in (inward, outward))
+        if self.is_half:
+            inward, outward = ([linear.in_its_type() for linear in linears] for linears in (inward, outward))
+            self._fit_norms(hidden.device)
+        heads = _Project.apply(hidden, self.head, inward, *trained)
         seen = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=self.scaling)
-        return _Finish.apply(seen, hidden, outward, self.norms, *(f for linear in outward for f in linear.factors()))
+        return _Finish.apply(seen, hidden, outward, self.norms, *trained_after)
+
+    def _fit_norms(self, device: torch.device) -> None:
+        """Copies of the norms' weights in another type do not move with the model."""
+        weight, wanted = self.norms[0].weight, norm_type(device)
+        if weight.dtype != wanted or weight.device != device:
+            self.norms = [Norm.of(module, wanted) for module in self.modules]
 
 
 class Norm(NamedTuple):
@@ -65,8 +78,12 @@ class Norm(NamedTuple):
     eps: float
 
     @classmethod
-    def of(cls, module: nn.LayerNorm) -> Norm:
-        return cls(list(module.normalized_shape), module.weight, module.bias, module.eps)
+    def of(cls, module: nn.LayerNorm, dtype: torch.dtype | None = None) -> Norm:
+        """That of a module; its weights as copies of another type, if one is given."""
+        weight, bias = module.weight, module.bias
+        if dtype is not None:
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        return cls(list(module.normalized_shape), weight, bias, module.eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`y [T, H]` of `x [T, H]`, and the mean and the inverse deviation that its gradient wants, `[T, 1]`."""
@@ -84,7 +101,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: int, linears: Sequence[Linear], *factors: Tensor) -> tuple[Tensor, ...]:
         n, s, h = hidden.shape
-        x, outputs, lows = hidden.reshape(n * s, h), [], []
+        x, outputs, lows = _as(hidden.reshape(n * s, h), linears[0].weight), [], []
         for linear in linears:
             y, low = linear.forward(x)
             outputs.append(y.view(n, s, -1, head).transpose(1, 2))
@@ -118,14 +135,15 @@ class _Finish(torch.autograd.Function):
         n, s, h = hidden.shape
         x = seen.transpose(1, 2).reshape(n * s, -1)
         attended, low_out = out.forward(x)
-        attended.add_(hidden.reshape(n * s, h))
+        attended = _sum(attended, hidden.reshape(n * s, h), first)
         a, *of_first = first.forward(attended)
-        wide, low_inner = inner.forward(a)
+        cast = _as(a, inner.weight)
+        wide, low_inner = inner.forward(cast)
         active = F.gelu(wide)
         total, low_outer = outer.forward(active)
-        total.add_(a)
+        total = _sum(total, a, second)
         y, *of_second = second.forward(total)
-        kept = [value if linear.pairs else None for linear, value in zip(linears, (x, a, active), strict=True)]
+        kept = [value if linear.pairs else None for linear, value in zip(linears, (x, cast, active), strict=True)]
         lows = (*low_outer, *low_inner, *low_out)
         ctx.save_for_backward(*kept, attended, *of_first, wide, total, *of_second, *lows)
         ctx.linears, ctx.norms, ctx.shapes = linears, norms, (seen.shape, hidden.shape)
@@ -137,13 +155,19 @@ class _Finish(torch.autograd.Function):
         x, a, active, attended, mean_1, inverse_1, wide, total, mean_2, inverse_2, *lows = ctx.saved_tensors
         (out, inner, outer), (first, second) = ctx.linears, ctx.norms
         change = second.to_input(dy.reshape(total.shape), total, mean_2, inverse_2)
-        of_outer, backs = outer.to_factors(change, active, _taken(lows, outer))
-        narrow = aten.gelu_backward(outer.to_input(change, backs), wide)
+        cast = _as(change, wide)
+        of_outer, backs = outer.to_factors(cast, active, _taken(lows, outer))
+        narrow = aten.gelu_backward(outer.to_input(cast, backs), wide)
         of_inner, backs = inner.to_factors(narrow, a, _taken(lows, inner))
-        change = first.to_input(inner.to_input(narrow, backs, change), attended, mean_1, inverse_1)
-        of_out, backs = out.to_factors(change, x, _taken(lows, out))
+        if change.dtype == narrow.dtype:
+            change = inner.to_input(narrow, backs, change)
+        else:
+            change.add_(inner.to_input(narrow, backs))
+        change = first.to_input(change, attended, mean_1, inverse_1)
+        cast = _as(change, wide)
+        of_out, backs = out.to_factors(cast, x, _taken(lows, out))
         (n, h, s, d), shape = ctx.shapes
-        d_seen = out.to_input(change, backs).view(n, s, h, d).transpose(1, 2)
+        d_seen = out.to_input(cast, backs).view(n, s, h, d).transpose(1, 2)
         return d_seen, change.view(shape), None, None, *of_out, *of_inner, *of_outer
 
 
@@ -157,6 +181,21 @@ def _parts(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 def _computed(module: nn.Module) -> Linear | RowLoRA:
     """What does not change as such; LoRA, whose factors and weight do, as it is."""
     return module if type(module) is RowLoRA else Linear(module.weight, module.bias)
+
+
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the type of `like`."""
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def _sum(product: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """`product + x` in the type of the norm that follows; in place where the product is of that type."""
+    return product.add_(x) if product.dtype == norm.weight.dtype else (product + x).to(norm.weight.dtype)
+
+
+def norm_type(device: torch.device) -> torch.dtype:
+    """In which autocast computes the norms of a body in bfloat16."""
+    return torch.float32 if device.type == "cuda" else torch.bfloat16
 
 
 def _taken(lows: list[Tensor], linear: Linear) -> list[Tensor]:

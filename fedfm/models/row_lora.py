@@ -94,6 +94,11 @@ class Linear(NamedTuple):
         """A_1, B_1, A_2, B_2, ..."""
         return [factor for pair in self.pairs for factor in pair]
 
+    def in_its_type(self) -> Linear:
+        """With factors in the type of the weight."""
+        to = self.weight.dtype
+        return self._replace(pairs=tuple((a.to(to), b.to(to)) for a, b in self.pairs)) if self.pairs else self
+
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`y [T, O]` of `x [T, H]`, and `x A_i^T [k, T / k, r]`, which the gradients want."""
         y, lows = F.linear(x, self.weight, self.bias), []

@@ -9,6 +9,7 @@ import torch
 from model_helpers import TAGS, TEXT, image_card, make_bound, make_config, save_encoder, token_inputs
 from torch.autograd import gradcheck
 
+from fedfm.models import frozen_layer
 from fedfm.models.frozen_layer import FrozenLayer
 from fedfm.models.plain_layers import PlainLayer, simplify
 from fedfm.training.matrix import ClientMatrix
@@ -81,6 +82,48 @@ def test_gradients_of_factors_are_those_of_torchs_own_graph(targets, domain_rank
     assert all((expected[0, first : first + count] != 0).any() for first, count, _ in matrix.columns.values())
 
 
+@pytest.mark.parametrize("card", [TAGS, image_card(height=8, width=8)], ids=["words", "images"])
+@pytest.mark.parametrize("targets", ['["query","value"]', '["all-linear"]'])
+@pytest.mark.parametrize("is_gpu", [False, True], ids=["on a CPU", "as on a GPU"])
+def test_in_bfloat16_it_computes_what_autocast_does(card, targets, is_gpu, monkeypatch):
+    """The states of `PlainLayer` under autocast digit for digit, and gradients as near to those in float64.
+
+    On a GPU autocast computes norms in float32, which is played here on a CPU.
+    """
+    if is_gpu:
+        monkeypatch.setattr(frozen_layer, "norm_type", lambda device: torch.float32)
+    keys = "body.name=tiny", f"body.lora-targets={targets}", "body.lora-rank=3"
+    matrix, exact = (make_bound(make_config(f"engine.dtype={t}", *keys), card) for t in ("bfloat16", "float64"))
+    with torch.no_grad():
+        for own, rounded in zip(exact.model.parameters(), matrix.model.parameters(), strict=True):
+            own.copy_(rounded)
+    inputs = token_inputs(9, 4, 7) | {"attention_mask": token_inputs(9, 4, 7)["attention_mask"].bool()}
+    if card is not TAGS:
+        inputs = {"images": torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+    assert stand_ins(matrix.model.body) == {FrozenLayer}
+    logits, gradient = logits_and_gradient(matrix, inputs)
+    for layer in matrix.model.body.encoder.layer:
+        layer.forward = PlainLayer(layer)
+        for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm) if is_gpu else ():
+            norm.forward = in_float32(norm)
+    expected_logits, expected = logits_and_gradient(matrix, inputs)
+    truth = logits_and_gradient(exact, {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()})[1]
+    assert torch.equal(logits, expected_logits)
+    assert 0 < (gradient - truth).norm() < 1.1 * (expected - truth).norm() < 0.1 * truth.norm()
+    assert all((gradient[0, first : first + count] != 0).any() for first, count, _ in matrix.columns.values())
+
+
+def in_float32(norm):
+    weights = norm.weight.float(), norm.bias.float()
+    return lambda x: torch.nn.functional.layer_norm(x.float(), norm.normalized_shape, *weights, norm.eps)
+
+
+def logits_and_gradient(matrix, inputs):
+    logits = matrix.model(inputs)
+    matrix.differentiate((logits**2).sum(), 1)
+    return logits.detach().clone(), matrix.grad.clone()
+
+
 def by_ordinary_operators(module):
     def forward(x):
         linear = module.linear()
@@ -116,12 +159,12 @@ def test_a_second_derivative_is_refused_instead_of_wrong(tmp_path):
         (("body.tuning=layernorm",), {PlainLayer}),
         (("body.tuning=full",), {PlainLayer}),
         (("body.tuning=full", "body.trainable-layers=1"), {FrozenLayer, PlainLayer}),
-        (("engine.dtype=bfloat16",), {PlainLayer}),
+        (("engine.dtype=bfloat16",), {FrozenLayer}),
     ],
     ids=["lora", "head", "layernorm", "full", "one full layer", "bfloat16"],
 )
 def test_it_stands_in_where_nothing_but_lora_trains(keys, expected):
-    """Elsewhere a gradient would be missing, or autocast would not reach it."""
+    """Elsewhere a gradient would be missing."""
     model = make_bound(make_config("body.name=tiny", *keys), TEXT).model
     assert stand_ins(model.body) == expected
 
