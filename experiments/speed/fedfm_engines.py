@@ -32,7 +32,7 @@ def run(workload: Workload, engine: str, rounds: int) -> dict:
 
     config = prepare(workload, FOLDER).replace(f"rounds={rounds}", *ENGINES[engine])
     with tempfile.TemporaryDirectory() as folder:
-        done = fedfm.run(config, f"runs.folder={folder}", listen=listen)
+        done = fedfm.run(config, f"runs.folder={folder}", listen=listen, report=False)
         weights = load_file(Path(done.folder) / "model" / "weights.safetensors")
         used, info = done.rounds["sites_used"].tolist()[1:], done.info
     return {

@@ -54,11 +54,9 @@ class Cell:
         self.start_up = time.perf_counter() - self._started
 
     def turn(self, is_last: bool) -> None:
-        """One round; after the last the cell also ends."""
+        """One round; after the last the cell ends by itself, while others take theirs, which is not counted."""
         os.write(self._say, b"g")
         self.alive = self._next() == b"d" and not is_last and self._next() == b"r"
-        if is_last:
-            self.close()
 
     def _next(self) -> bytes:
         """What the cell says next, its memory watched meanwhile; nothing once it has ended."""
@@ -90,8 +88,7 @@ class Cell:
 
     def result(self) -> dict:
         """What the cell wrote, or why there is nothing; the first and the last round are not in it."""
-        if self.process.poll() is None:
-            self.close()
+        self.close()
         seen = {
             "engine": self.engine,
             "rounds": self.rounds,

@@ -47,6 +47,26 @@ def test_every_piece_of_work_runs_with_the_threads_that_its_own_run_asks_for(tmp
         assert np.allclose(other.weights[name], value, rtol=0, atol=1e-5)
 
 
+def test_rounded_products_are_a_matter_of_gpus_and_of_the_run_that_asks_for_them(tmp_path):
+    """On a CPU tf32 is float32, to the bit; and the next run of the process multiplies as it is told."""
+    import torch
+
+    seen = []
+
+    def watching(message, context):
+        reply = app(message, context)
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return reply
+
+    plain = tiny(tmp_path, "engine.device=cpu", finance=TEXTS)
+    sums = []
+    for name, rounds in (("float32", False), ("tf32", True), ("float32", False)):
+        seen.clear()
+        sums.append(train_federation(plain.replace(f"engine.dtype={name}"), watching).sha256)
+        assert seen[-1] == (rounds, rounds)
+    assert sums[0] == sums[1] == sums[2]
+
+
 def order_would_show(tmp_path):
     """Five unequal sites of one domain in float64: a sum of five numbers in another order has other last bits."""
     five = {**TEXTS, "sites": 5, "max-examples": 40, "partition": "quantity"}

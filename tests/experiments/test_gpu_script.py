@@ -1,0 +1,104 @@
+"""The benchmark for GPUs: which cells it runs, what its tables say of them, and what README says of the tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SPEED = Path(__file__).parents[2] / "experiments" / "speed"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """`script("gpu")`: a module of the benchmark; all are forgotten afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SPEED))
+        yield importlib.import_module
+        for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(SPEED))]:
+            del sys.modules[name]
+
+
+def asked(**more) -> SimpleNamespace:
+    return SimpleNamespace(**{"workload": None, "dtype": None, "engine": None, "skip_exact": False} | more)
+
+
+def test_everything_that_is_demanded_runs_unless_less_is_asked_for(script):
+    """K = 1, 8, 32 and 128 in both precisions, the plain loop first, stock Flower beside W2."""
+    chosen = script("gpu").chosen
+    ran = {(c.workload, c.dtype): c.engines for c in chosen(asked())}
+    for dtype in ("float32", "bfloat16"):
+        for of_32, of_128 in (("W2g", "W2h"), ("W5", "W5h")):
+            assert ran[of_32, dtype][0] == "floor" and {"k1", "k8", "k32"} < set(ran[of_32, dtype])
+            assert ran[of_128, dtype] == ("k32", "k128")
+        assert "flower" in ran["W2g", dtype]
+    assert set(ran["W2", "float64"]) == {"floor", "k1", "k8", "k32", "k128", "auto"}
+    few = chosen(asked(workload=["W5"], dtype=["bfloat16"], engine=["k8"], skip_exact=True))
+    assert [(c.workload, c.dtype, c.engines) for c in few] == [("W5", "bfloat16", ("floor", "k8"))]
+
+
+def cell(workload, dtype, engine, sites, *walls, **more) -> dict:
+    updates = {"rounds": 3, "expected": 3 * sites, "updates": 3 * sites, "walls": list(walls)}
+    return {"workload": workload, "dtype": dtype, "engine": engine} | updates | more
+
+
+def results(*cells, **more) -> dict:
+    versions = {"versions": {"torch": "2.0"}}
+    return {"device": "GPU", "rounds": 3, "quick": False, "environment": versions, "cells": list(cells)} | more
+
+
+def test_a_ratio_is_of_seconds_a_site_and_the_median_of_rounds(script):
+    """W2h has 128 sites and the plain loop's 32: 4 times the sites in 0.5 times the seconds are 8 times as fast."""
+    found = results(
+        cell("W2g", "float32", "floor", 32, 4.0, 5.0, 60.0), cell("W2g", "float32", "k32", 32, 2.0, 1.0, 10.0),
+        cell("W2h", "float32", "k128", 128, 8.0, 10.0, 120.0), cell("W2g", "bfloat16", "k32", 32, 1.0, 1.0, 1.0),
+        cell("W2g", "float32", "k8", 32, 1.0, 1.0, 1.0, void="it fell"),
+    )  # fmt: skip
+    times = script("gpu_report").times
+    assert times(found, "W2g", "float32", "k32") == 5
+    assert times(found, "W2h", "float32", "k128") == 2
+    assert times(found, "W2g", "float32", "k8") is times(found, "W2g", "bfloat16", "k32") is None
+
+
+def test_the_tables_say_what_is_met_missed_void_and_equal(script):
+    text = script("gpu_report").tables(results(
+        cell("W2", "float64", "floor", 8, 1.0), cell("W2", "float64", "k1", 8, 1.0, difference=2e-13),
+        cell("W2g", "float32", "floor", 32, 32.0, gpu_mib=200), cell("W2g", "float32", "k32", 32, 2.0, gpu_mib=900),
+        cell("W2g", "float32", "auto", 32, 2.0, rows={"speed": 64}), cell("W2g", "float32", "flower", 32, 64.0),
+        cell("W2g", "float32", "k8", 32, 1.0, void="3 of 96 updates came"),
+    ))  # fmt: skip
+    assert "| W2g | 32 | float32 |  |  | 16 |  | 16 | 0.5 |" in text
+    assert "| W2g: k32 over floor | at least 15 | 16 met |  |  |" in text
+    assert "| W2g: k32 over flower | at least 40 | 32 MISSED |  |  |" in text
+    assert "| W2g | float32 | 200 |  |  | 900 |  |  | 64 |" in text
+    assert "plain loop and k1: at most 2.0e-13 apart" in text
+    assert "W2g float32 k8 is void: 3 of 96 updates came" in text
+
+
+def test_the_readme_says_of_the_gpu_what_its_table_says(script):
+    """Every "N times" of the paragraph on GPUs is a ratio of gpu.json."""
+    readme = (SPEED.parents[1] / "README.md").read_text(encoding="utf-8")
+    paragraph = re.search(r"On one H100 .*?\n\n", readme, re.DOTALL)[0]
+    measured = json.loads((SPEED / "results" / "gpu.json").read_text(encoding="utf-8"))
+    report = script("gpu_report")
+    ran = {(c["workload"], c["dtype"], c["engine"]) for c in measured["cells"]}
+    known = {report.times(measured, w, d, e, a) for w, d, e in ran for a in ("floor", "flower")}
+    known = {f"{value:.3g}" for value in known if value}
+    said = re.findall(r"([\d.]+) times", paragraph)
+    assert len(said) >= 5 and set(said) <= known
+
+
+@pytest.mark.slow
+def test_the_script_runs_without_a_gpu_and_its_weights_are_the_floors(tmp_path):
+    command = [sys.executable, str(SPEED / "gpu.py"), "--cpu", "--quick", "--rounds", "1", "--out", str(tmp_path)]
+    more = ["--workload", "W2g", "W2h", "--dtype", "float32", "--engine", "k8", "k32", "k128"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "QUICK RUN" in done.stdout and "void" not in done.stdout
+    assert float(re.search(r"at most (\S+) apart", done.stdout)[1]) < 1e-10
