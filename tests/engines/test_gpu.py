@@ -45,6 +45,6 @@ def test_two_workers_share_a_gpu_and_give_the_weights_of_one_process(tmp_path):
 @pytest.mark.parametrize(("name", "near"), [("tf32", 0.05), ("bfloat16", 0.2)])
 def test_rounded_arithmetic_trains_to_about_the_same_weights(tmp_path, name, near):
     """Of SGD: Adam's first steps turn rounding into whole steps."""
-    start = trained(tmp_path, "local.optimizer=sgd", "local.learning-rate=0")
+    start = trained(tmp_path, "local.optimizer=sgd", "local.learning-rate=1e-12", "local.head-learning-rate=1e-12")
     exact, rounded = (trained(tmp_path, "local.optimizer=sgd", f"engine.dtype={d}") for d in ("float32", name))
     assert 0 < apart(rounded, exact) < near * apart(start, exact)
