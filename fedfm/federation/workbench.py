@@ -81,6 +81,8 @@ class Workbench:
         """The Euclidean norm, in float64, of what leaves each site of its `change [k, P]` in this round."""
         import torch
 
+        from fedfm.models.devices import widest
+
         spans: list[list[int]] = []
         for name in self.sent_up(round):
             first, count, _ = self.matrix.columns[name]
@@ -90,8 +92,7 @@ class Workbench:
                 spans.append([first, first + count])
         if not spans:
             return [0.0] * len(change)
-        exact = torch.float64 if change.device.type != "mps" else torch.float32  # Apple's GPUs know no float64
-        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=exact) for a, b in spans]
+        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=widest(change.device)) for a, b in spans]
         return (parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)).tolist()
 
     @phase("move")

@@ -39,6 +39,11 @@ def stored_dtype(name: str) -> torch.dtype:
     return torch.float32 if name == "tf32" else getattr(torch, name)
 
 
+def widest(device: str | torch.device) -> torch.dtype:
+    """The type of torch with most digits on `device`: Apple's GPUs know no float64."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 def set_products(name: str) -> None:
     """How this process multiplies float32 on a GPU, where engine.dtype is `name`: exactly, or, with "tf32", factors
     rounded to ten bits of mantissa, which matrix units take.

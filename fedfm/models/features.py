@@ -165,7 +165,8 @@ def collate(
     real = (np.arange(size) < np.array(sizes)[:, None])[:, :, None] & (labels != IGNORED).reshape(len(rows), size, -1)
     flat = real.reshape(len(rows), -1).astype(np.float64)
     weights = (flat / np.maximum(flat.sum(1, keepdims=True), 1)).reshape(labels.shape)
-    return Batch(inputs, held, move(weights, device).to(dtype))
+    held_as = np.float64 if dtype == torch.float64 else np.float32  # before it is moved: not every GPU knows float64
+    return Batch(inputs, held, move(weights.astype(held_as), device))
 
 
 def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: Sequence[int], draws: Sequence, device, dtype):

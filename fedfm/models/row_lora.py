@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedfm.models.devices import widest
 from fedfm.models.rows import Active, RowModule
 
 
@@ -65,8 +66,10 @@ class RowLoRA(RowModule):
 
     def merge(self, product: Tensor | None) -> None:
         """Compute with W0 + (alpha / r) `product [out, in]` from now on; with W0 itself where there is none."""
-        own = self.base.weight
-        self.merged = None if product is None else (own.double() + self.scale * product.to(own.device)).to(own.dtype)
+        own, self.merged = self.base.weight, None
+        if product is not None:
+            wide = widest(own.device)
+            self.merged = (own.to(wide) + self.scale * product.to(own.device, wide)).to(own.dtype)
 
     def start(self, attribute: str, generator: torch.Generator) -> Tensor:
         shape = self.shapes[attribute]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedfm.config import LocalConfig
+from fedfm.models.devices import widest
 from fedfm.models.features import IGNORED, Batch, Features, collate
 from fedfm.profiling import phase
 from fedfm.strategies.base import SiteRows
@@ -74,7 +75,7 @@ def fit(
         matrix.theta[part] = matrix.theta[part][index]
         inside = None if rows is None else _taken(rows, index)
         mask = mask[index] if mask is not None and mask.dim() == 2 else mask
-    losses = torch.zeros(len(order), dtype=torch.float64, device=matrix.theta.device)
+    losses = matrix.theta.new_zeros(len(order), dtype=widest(matrix.theta.device))
     augments = [w.generator(f"augment{draws}") for w in sorted_works] if local.augment else []
     backward = _backward(matrix, sorted_works, plans, losses, augments, contrast, inside)
     rate = matrix.rates(local.learning_rate, local.head_learning_rate)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedfm.config import LocalConfig
+from fedfm.models.devices import widest
 from fedfm.models.features import collate, join
 from fedfm.profiling import phase
 from fedfm.training.descent import schedule_factor
@@ -85,7 +86,7 @@ class _Turns:
         self.theta, self.grad = pool.matrix.theta[:1], pool.matrix.grad[:1]
         self.optimizer = make_optimizer(pool.local)
         self.state = self.optimizer.start(self.theta)
-        self.count = torch.zeros_like(self.theta, dtype=torch.float64)  # steps that each column has seen
+        self.count = torch.zeros_like(self.theta, dtype=widest(self.theta.device))  # steps that each column has seen
         self.rate = torch.full_like(self.theta, pool.local.head_learning_rate)
         self.rate[:, pool.matrix.body_columns] = pool.local.learning_rate
         own = pool.works[0]

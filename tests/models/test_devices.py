@@ -8,7 +8,7 @@ import torch
 
 from fedfm.config import load_config
 from fedfm.models.body import load_body
-from fedfm.models.devices import move, set_products, stored_dtype
+from fedfm.models.devices import move, set_products, stored_dtype, widest
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "bfloat16", "tf32"])
@@ -31,3 +31,7 @@ def test_what_is_moved_stays_what_it_is(dtype):
     table = np.arange(6).reshape(2, 3).astype(dtype)
     moved = move(table, "cpu")
     assert moved.device.type == "cpu" and np.array_equal(moved.numpy(), table) and moved.numpy().dtype == table.dtype
+
+
+def test_float64_is_asked_of_no_gpu_that_does_not_know_it():
+    assert (widest("cpu"), widest("cuda:1"), widest("mps")) == (torch.float64, torch.float64, torch.float32)
