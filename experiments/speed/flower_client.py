@@ -20,10 +20,8 @@ _kept: dict = {}
 
 def model_for_call(workload):
     """A model built for this call, or, in the variant for experts, one that the process keeps."""
-    if "start" not in _kept:
-        _kept["start"] = start_state(workload)
     if os.environ["FEDFM_SPEED_VARIANT"] == "flower" or "model" not in _kept:
-        _kept["model"] = make_model(workload, _kept["start"])
+        _kept["model"] = make_model(workload, start_state(workload))
     return _kept["model"]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from statistics import median
 
 from demands import EXACT
+from report import table
 
 OURS = ("k1", "k8", "k32", "k128", "auto")
+DTYPES = ("float32", "tf32", "bfloat16")
 OF_MANY = {"W2h": "W2g", "W5h": "W5"}  # workload of 128 sites -> the one whose plain loop it is compared with
 GOALS = {("W2g", "k32", "floor"): 15, ("W2g", "k32", "flower"): 40, ("W5", "k32", "floor"): 4}
 
@@ -55,37 +57,38 @@ def tables(results: dict) -> str:
 
 
 def _speed(results: dict, ran: list[tuple[str, str]]) -> list[str]:
-    shown = (*OURS, "flower")
-    rows = [["workload", "sites", "dtype", *shown]]
+    rows = []
     for workload, dtype in ran:
-        found = [times(results, workload, dtype, engine) for engine in shown]
-        sites = next((str(sites_of(c)) for c in results["cells"] if c["workload"] == workload and "expected" in c), "")
-        rows.append([workload, sites, dtype, *map(_short, found)])
-    return _table(rows)
+        known = next((sites_of(c) for c in results["cells"] if c["workload"] == workload and "expected" in c), "")
+        found = {engine: _short(times(results, workload, dtype, engine)) for engine in (*OURS, "flower")}
+        rows.append({"workload": workload, "sites": known, "dtype": dtype} | found)
+    return table(rows, _titles("workload", "sites", "dtype", *OURS, "flower"))
 
 
 def _goals(results: dict) -> list[str]:
-    dtypes = ("float32", "tf32", "bfloat16")
-    rows = [["goal", "wanted", *dtypes]]
+    rows = []
     for (workload, engine, against), wanted in GOALS.items():
-        found = [times(results, workload, dtype, engine, against) for dtype in dtypes]
-        seen = [f"{_short(f)} {'met' if f >= wanted else 'MISSED'}" if f else "" for f in found]
-        rows.append([f"{workload}: {engine} over {against}", f"at least {wanted}", *seen])
-    return _table(rows)
+        row = {"goal": f"{workload}: {engine} over {against}", "wanted": f"at least {wanted}"}
+        for dtype in DTYPES:
+            seen = times(results, workload, dtype, engine, against)
+            row[dtype] = f"{_short(seen)} {'met' if seen >= wanted else 'MISSED'}" if seen else ""
+        rows.append(row)
+    return table(rows, _titles("goal", "wanted", *DTYPES))
 
 
 def _memory(results: dict, ran: list[tuple[str, str]]) -> list[str]:
-    rows = [["MiB of the GPU", "dtype", "floor", *OURS, "sites that `auto` takes at once"]]
+    rows = []
     for workload, dtype in ran:
-        memory = [str(cell_of(results, workload, dtype, e).get("gpu_mib", "")) for e in ("floor", *OURS)]
-        rows_of_auto = cell_of(results, workload, dtype, "auto").get("rows", {})
-        rows.append([workload, dtype, *memory, *(map(str, rows_of_auto.values()) if rows_of_auto else [""])])
-    return _table(rows)
+        own = {engine: cell_of(results, workload, dtype, engine) for engine in ("floor", *OURS)}
+        taken = {engine: cell.get("gpu_mib", "") for engine, cell in own.items()}
+        at_once = ", ".join(str(count) for count in own["auto"].get("rows", {}).values())
+        rows.append({"workload": workload, "dtype": dtype} | taken | {"at once": at_once})
+    titles = {"workload": "MiB of the GPU", "at once": "sites that `auto` takes at once"}
+    return table(rows, _titles("workload", "dtype", "floor", *OURS, "at once") | titles)
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]
+def _titles(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
 
 
 def _short(value: float | None) -> str:

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 LONGEST_TURN = 1800.0  # seconds
 LOOK_SECONDS = 0.3  # from one look at a cell's memory to the next, where looking is quick
 REST = 50  # times what a look took: where an engine has all cores at work, looking takes the time of its own
+DROPPED = 2  # rounds of every process: the first loads data, the last ends with scores
 TOLERANCE = 1e-2  # float32: distance to the floor's weights, as a share of how far training moved those
 PROVEN_TOLERANCE = 5e-2  # of an engine whose float64 weights are the floor's: a maximum that another order of the same
 # sum decides the other way changes a whole entry of a gradient, which grows from round to round
@@ -101,7 +102,7 @@ class Cell:
         if self.process.returncode or not self.out.with_suffix(".json").exists():
             return seen | {"void": f"ended with code {self.process.returncode}: {' '.join(tail)[:200]}"}
         told = json.loads(self.out.with_suffix(".json").read_text(encoding="utf-8"))
-        for clock in ("walls", "cpus"):  # the first round loads data, the last one ends with scores
+        for clock in ("walls", "cpus"):  # without the rounds that are dropped
             told[clock] = told.get(clock, [])[1:-1]
         return seen | told
 

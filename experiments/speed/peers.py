@@ -114,8 +114,9 @@ def make_model(workload: Workload, start: Mapping[str, torch.Tensor]) -> nn.Modu
     return model.eval().to(DEVICE)
 
 
+@lru_cache(maxsize=1)
 def start_state(workload: Workload) -> dict[str, torch.Tensor]:
-    """fedfm's own start weights, by its names."""
+    """fedfm's own start weights, by its names; not to be written to."""
     from fedfm.domains.card import DomainCard
     from fedfm.models.site_model import build_model, start_weights
 

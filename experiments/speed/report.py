@@ -98,13 +98,14 @@ def markdown(rows: list[dict], demands: list[dict], results: dict, quick: bool) 
         "Times the floor: CPU seconds of the plain loop over those of the engine (Ray: wall seconds).", "",
     ]  # fmt: skip
     lines += ["QUICK RUN: these figures measure nothing.", ""] if quick else []
-    lines += _table(rows, COLUMNS)
+    lines += table(rows, COLUMNS)
     titles = {"number": "goal", "demand": "demand", "wanted": "wanted", "seen": "seen", "met": ""}
-    lines += ["", *_table(demands, titles)]
+    lines += ["", *table(demands, titles)]
     return "\n".join([*lines, "", *results["notes"]]).rstrip() + "\n"
 
 
-def _table(rows: list[dict], titles: dict[str, str]) -> list[str]:
+def table(rows: list[dict], titles: dict[str, str]) -> list[str]:
+    """The lines of a Markdown table; `titles`: key of a row -> what stands above its column."""
     head = [f"| {' | '.join(titles.values())} |", f"|{'---|' * len(titles)}"]
     return head + [f"| {' | '.join(str(row[key]) for key in titles)} |" for row in rows]
 

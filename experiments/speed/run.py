@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from demands import EXACT as EXACT_AT_MOST
-from harness import operators, side_by_side
+from harness import DROPPED, operators, side_by_side
 from report import write_report
 
 HERE = Path(__file__).parent
@@ -47,7 +47,6 @@ COUNTED = ("floor", "floor-tuned", "k1", "k8", "k32")  # whose operators are cou
 COUNTED_ON = ("W1", "W2t")
 EXACT = ("k1", "k8", "auto", "ray1", "ray2")  # compared with the floor in float64, on these workloads:
 EXACT_ON = ("W1", "W2t", "W3")
-DROPPED = 2  # rounds of every process: the first and the last
 
 
 def main() -> None:

@@ -159,11 +159,7 @@ class _Finish(torch.autograd.Function):
         of_outer, backs = outer.to_factors(cast, active, _taken(lows, outer))
         narrow = aten.gelu_backward(outer.to_input(cast, backs), wide)
         of_inner, backs = inner.to_factors(narrow, a, _taken(lows, inner))
-        if change.dtype == narrow.dtype:
-            change = inner.to_input(narrow, backs, change)
-        else:
-            change.add_(inner.to_input(narrow, backs))
-        change = first.to_input(change, attended, mean_1, inverse_1)
+        change = first.to_input(inner.to_input(narrow, backs, change), attended, mean_1, inverse_1)
         cast = _as(change, wide)
         of_out, backs = out.to_factors(cast, x, _taken(lows, out))
         (n, h, s, d), shape = ctx.shapes

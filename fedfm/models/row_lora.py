@@ -122,6 +122,8 @@ class Linear(NamedTuple):
 
     def to_input(self, dy: Tensor, backs: Sequence[Tensor], onto: Tensor | None = None) -> Tensor:
         """The gradient of the input, `[T, H]`, added to `onto` in place where that is given."""
+        if onto is not None and onto.dtype != dy.dtype:
+            return onto.add_(self.to_input(dy, backs))
         dx = torch.mm(dy, self.weight) if onto is None else onto.addmm_(dy, self.weight)
         for (a, _), back in zip(self.pairs, backs, strict=True):
             _of_sites(dx, a).baddbmm_(back, a, alpha=self.scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import subprocess
@@ -10,28 +9,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 SPEED = Path(__file__).parents[2] / "experiments" / "speed"
-
-
-@pytest.fixture(scope="module")
-def script():
-    """`script("gpu")`: a module of the benchmark; all are forgotten afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SPEED))
-        yield importlib.import_module
-        for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(SPEED))]:
-            del sys.modules[name]
 
 
 def asked(**more) -> SimpleNamespace:
     return SimpleNamespace(**{"workload": None, "dtype": None, "engine": None, "skip_exact": False} | more)
 
 
-def test_everything_that_is_demanded_runs_unless_less_is_asked_for(script):
+def test_everything_that_is_demanded_runs_unless_less_is_asked_for(speed):
     """K = 1, 8, 32 and 128 in both precisions, the plain loop first, stock Flower beside W2."""
-    chosen = script("gpu").chosen
+    chosen = speed("gpu").chosen
     ran = {(c.workload, c.dtype): c.engines for c in chosen(asked())}
     for dtype in ("float32", "bfloat16"):
         for of_32, of_128 in (("W2g", "W2h"), ("W5", "W5h")):
@@ -41,6 +31,20 @@ def test_everything_that_is_demanded_runs_unless_less_is_asked_for(script):
     assert set(ran["W2", "float64"]) == {"floor", "k1", "k8", "k32", "k128", "auto"}
     few = chosen(asked(workload=["W5"], dtype=["bfloat16"], engine=["k8"], skip_exact=True))
     assert [(c.workload, c.dtype, c.engines) for c in few] == [("W5", "bfloat16", ("floor", "k8"))]
+
+
+@pytest.mark.parametrize(("dtype", "off", "is_void"), [
+    ("float32", 0.005, False), ("float32", 0.02, True), ("tf32", 0.2, False), ("tf32", 0.3, True),
+    ("bfloat16", 0.2, False), ("bfloat16", 2.0, True),
+])  # fmt: skip
+def test_weights_that_are_further_off_than_rounding_make_a_cell_void(speed, tmp_path, dtype, off, is_void):
+    """Training moved the plain loop's weight from 1 to 2; 2.0 off is the step of a wrong sign."""
+    gpu = speed("gpu")
+    np.savez(tmp_path / "W2g-floor.npz", **{"a": np.array([2.0]), "start:a": np.array([1.0])})
+    np.savez(tmp_path / "W2g-k8.npz", a=np.array([2.0 - off]))
+    gave = SimpleNamespace(engine="k8", result=lambda: {"engine": "k8", "updates": 4, "expected": 4})
+    found = gpu.told(gpu.Case(1, "W2g", dtype, ("floor", "k8")), gave, tmp_path, exact=())
+    assert ("void" in found) == is_void and found["dtype"] == dtype
 
 
 def cell(workload, dtype, engine, sites, *walls, **more) -> dict:
@@ -53,21 +57,21 @@ def results(*cells, **more) -> dict:
     return {"device": "GPU", "rounds": 3, "quick": False, "environment": versions, "cells": list(cells)} | more
 
 
-def test_a_ratio_is_of_seconds_a_site_and_the_median_of_rounds(script):
+def test_a_ratio_is_of_seconds_a_site_and_the_median_of_rounds(speed):
     """W2h has 128 sites and the plain loop's 32: 4 times the sites in 0.5 times the seconds are 8 times as fast."""
     found = results(
         cell("W2g", "float32", "floor", 32, 4.0, 5.0, 60.0), cell("W2g", "float32", "k32", 32, 2.0, 1.0, 10.0),
         cell("W2h", "float32", "k128", 128, 8.0, 10.0, 120.0), cell("W2g", "bfloat16", "k32", 32, 1.0, 1.0, 1.0),
         cell("W2g", "float32", "k8", 32, 1.0, 1.0, 1.0, void="it fell"),
     )  # fmt: skip
-    times = script("gpu_report").times
+    times = speed("gpu_report").times
     assert times(found, "W2g", "float32", "k32") == 5
     assert times(found, "W2h", "float32", "k128") == 2
     assert times(found, "W2g", "float32", "k8") is times(found, "W2g", "bfloat16", "k32") is None
 
 
-def test_the_tables_say_what_is_met_missed_void_and_equal(script):
-    text = script("gpu_report").tables(results(
+def test_the_tables_say_what_is_met_missed_void_and_equal(speed):
+    text = speed("gpu_report").tables(results(
         cell("W2", "float64", "floor", 8, 1.0), cell("W2", "float64", "k1", 8, 1.0, difference=2e-13),
         cell("W2g", "float32", "floor", 32, 32.0, gpu_mib=200), cell("W2g", "float32", "k32", 32, 2.0, gpu_mib=900),
         cell("W2g", "float32", "auto", 32, 2.0, rows={"speed": 64}), cell("W2g", "float32", "flower", 32, 64.0),
@@ -81,17 +85,23 @@ def test_the_tables_say_what_is_met_missed_void_and_equal(script):
     assert "W2g float32 k8 is void: 3 of 96 updates came" in text
 
 
-def test_the_readme_says_of_the_gpu_what_its_table_says(script):
+def test_the_readme_says_of_the_gpu_what_its_table_says(speed):
     """Every "N times" of the paragraph on GPUs is a ratio of gpu.json."""
     readme = (SPEED.parents[1] / "README.md").read_text(encoding="utf-8")
     paragraph = re.search(r"On one H100 .*?\n\n", readme, re.DOTALL)[0]
     measured = json.loads((SPEED / "results" / "gpu.json").read_text(encoding="utf-8"))
-    report = script("gpu_report")
+    report = speed("gpu_report")
+    assert report.tables(measured) + "\n" == (SPEED / "results" / "gpu.md").read_text(encoding="utf-8")
     ran = {(c["workload"], c["dtype"], c["engine"]) for c in measured["cells"]}
     known = {report.times(measured, w, d, e, a) for w, d, e in ran for a in ("floor", "flower")}
     known = {f"{value:.3g}" for value in known if value}
     said = re.findall(r"([\d.]+) times", paragraph)
     assert len(said) >= 5 and set(said) <= known
+    shares = {d: max(c.get("share") or 0 for c in measured["cells"] if c["dtype"] == d) for d in report.DTYPES}
+    told = re.search(
+        r"in float32 to ([\d.]+) %, in TF32 to ([\d.]+) %, in bfloat16 to ([\d.]+) %", " ".join(paragraph.split())
+    ).groups()
+    assert told == tuple(f"{100 * share:.2g}" for share in shares.values())
 
 
 @pytest.mark.slow

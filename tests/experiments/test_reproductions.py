@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +10,6 @@ import pytest
 from fedfm.config import load_config
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    """`experiment("fair_resource")`: a script as a module; all of them are forgotten afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        yield importlib.import_module
-        for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(EXPERIMENTS))]:
-            del sys.modules[name]
 
 
 def test_fair_resource_makes_the_steps_of_every_site_and_weighs_all_alike_at_q_0(experiment):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,17 +15,6 @@ import numpy as np
 import pytest
 
 SPEED = Path(__file__).parents[2] / "experiments" / "speed"
-
-
-@pytest.fixture(scope="module")
-def speed(tmp_path_factory):
-    """`speed("floor")`: a module of the benchmark, its data in a temporary folder; all are forgotten afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDFM_SPEED_FOLDER", str(tmp_path_factory.mktemp("speed")))
-        patch.syspath_prepend(str(SPEED))
-        yield importlib.import_module
-        for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(SPEED))]:
-            del sys.modules[name]
 
 
 def small(speed, name: str, dtype: str = "float64"):
