@@ -36,6 +36,7 @@ class Count:
     loss: float = 0.0
     examples: int = 0
     used_of: Counter[str] = field(default_factory=Counter)  # domain -> used
+    refusal: str = ""  # why the first of the sites left out was left out
     virtual_seconds: float | None = None  # of the round: until the slowest of the sites that answer has answered
 
     def row(self) -> dict[str, float | int | None]:
@@ -207,6 +208,7 @@ class Intake:
         for site, reason in reasons.items():
             domain = self.sites.domain_of(site)
             about = {"round": self.count.number, "site": site, "domain": domain, "reason": self._hint(reason, domain)}
+            self.count.refusal = self.count.refusal or f"{site} was left out: {about['reason']}"
             self.sites.journal.audit.left_out(**about)
             self.sites.journal.tell("update-left-out", **about)
 

@@ -150,7 +150,8 @@ class RoundLoop:
         if count.used < minimum:
             short.insert(0, f"{count.used} usable updates, the minimum is {minimum} (sampling.minimum-sites)")
         if short:
-            mend = f"events.jsonl has the reasons; `fedfm resume {self.folder.path}` goes on after round {last}"
+            short += filter(None, [count.refusal])
+            mend = f"events.jsonl has all reasons; `fedfm resume {self.folder.path}` goes on after round {last}"
             raise TooFewSitesError(f"round {count.number}: {'; '.join(short)}", mend=mend)
 
     def _who(self, now: Checkpoint, number: int) -> tuple[Checkpoint, list[str]]:

@@ -38,9 +38,10 @@ class Workbench:
         self.seed = config.seed
         self.strategy = make_strategy(config.strategy)
         self.keeps = (*self.strategy.keeps, *((ERROR,) if keeps_error(config.update) else ()))
-        self.model = build_model(_with_rank(config, rank), card, pick_device(config.engine.device))
+        device = pick_device(config.engine.device)
+        self.model = build_model(_with_rank(config, rank), card, device)
         self.matrix = ClientMatrix(self.model, rows)
-        self.body = load_body(config)
+        self.body = load_body(config, device)
         self.grouped = group_names(self.matrix.columns, config.sharing, card.domain)
         self._merged: Arrays = {}
         self._received: tuple[Arrays, Tensor | None] = ({}, None)

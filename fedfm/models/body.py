@@ -59,10 +59,14 @@ class Body:
 
 
 @phase("load")
-def load_body(config: RunConfig) -> Body:
-    """The body of a run, from this process's cache after the first time. Raises ModelError."""
-    redraw = config.seed if config.body.weights == "random" else None
-    body = _load(config.body.name, config.body.layers, config.body.weights, redraw, config.engine.dtype)
+def load_body(config: RunConfig, device: str = "cpu") -> Body:
+    """The body of a run on a device, from this process's cache after the first time. Raises ModelError.
+
+    Each device has a body of its own: torch moves a module in place, and so would move it away from whoever shares it.
+    """
+    settings = config.body
+    redraw = config.seed if settings.weights == "random" else None
+    body = _load(settings.name, settings.layers, settings.weights, redraw, config.engine.dtype, device)
     longest = {d: config.local_for(d).max_length for d, s in config.domains.items() if s.task != "image-classification"}
     said = "max-length = {}, but the body reads at most {} tokens"
     too_long = [
@@ -85,7 +89,7 @@ def check_body(config: RunConfig) -> list[Problem]:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str) -> Body:
+def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str, device: str) -> Body:
     from fedfm.models.devices import stored_dtype
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -96,7 +100,8 @@ def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: 
         raise ModelError(f'body "{name}" has no `embeddings` module, so images cannot enter it', mend=_KNOWN)
     _keep_layers(model, 0 if weights == "none" else layers or len(layer_stack(model)[1]), name)
     model.requires_grad_(False).eval().to(stored_dtype(dtype))
-    return Body(model, tokenizer, weights_sha256(model))
+    digest = weights_sha256(model)
+    return Body(model.to(device), tokenizer, digest)
 
 
 _SHORT = "lower local.max-length, or domains.NAME.local.max-length"

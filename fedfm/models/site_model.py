@@ -149,8 +149,11 @@ def first_tuned_layer(settings: BodyConfig, layers: int) -> int:
 
 @phase("load")
 def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> SiteModel:
-    """The model of one domain over this process's body; its rows are bound by a ClientMatrix. Raises ModelError."""
-    return SiteModel(load_body(config), config.body, card).to(device)
+    """The model of one domain over this process's body on `device`; its rows are bound by a ClientMatrix.
+
+    Raises ModelError.
+    """
+    return SiteModel(load_body(config, device), config.body, card).to(device)
 
 
 def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:

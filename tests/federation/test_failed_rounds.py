@@ -51,6 +51,7 @@ def test_too_few_usable_sites_end_the_run_with_a_checkpoint_that_can_be_resumed(
     assert caught.value.exit_code == 1
     (path,) = (found for found in tmp_path.iterdir() if found.is_dir())
     message = str(caught.value)
+    assert f"; {BAD} was left out: " in message  # the first of them, with its reason
     assert "round 2: 4 usable updates, the minimum is 5 (sampling.minimum-sites)" in message
     assert f"`fedfm resume {path}` goes on after round 1" in message
     folder = RunFolder.open(path)

@@ -192,6 +192,18 @@ def test_an_image_site_and_a_text_site_stand_on_the_same_tensors(tuning):
     assert weights_sha256(body.model) == before == body.sha256
 
 
+def test_a_device_has_a_body_of_its_own_which_its_models_share():
+    """Torch moves a module in place: of one body for all devices a GPU was robbed. "meta" stands for a GPU here."""
+    config = make_config()
+    here, there = load_body(config), load_body(config, "meta")
+    assert there.sha256 == here.sha256
+    assert {parameter.device.type for parameter in there.model.parameters()} == {"meta"}
+    models = [build_model(config, card, "meta") for card in (TEXT, image_card())]
+    own = {id(parameter) for parameter in there.model.parameters()}
+    assert all({id(parameter) for parameter in model.body.parameters()} <= own for model in models)
+    assert weights_sha256(here.model) == here.sha256
+
+
 def test_start_weights_are_keyed_by_seed_name_and_domain():
     config = make_config()
     draws = {seed: start_weights(build_model(config, TEXT), seed) for seed in (0, 1)}
