@@ -43,13 +43,17 @@ def test_two_runs_on_a_gpu_are_the_same_run_and_one_on_the_cpu_between_them_dist
 
 @pytest.mark.slow
 def test_two_workers_share_a_gpu_and_give_the_weights_of_one_process(tmp_path):
-    """To the bit where packs are the same: other shapes are other kernels. Of Ray in a process of its own."""
-    alone, other = trained(tmp_path / "local", "engine.sites-at-once=2"), tmp_path / "ray"
+    """To rounding, though packs are the same: the kernels that a GPU is given in another process can be others.
+
+    Of Ray in a process of its own, because it leaves open files behind.
+    """
+    exact = "engine.dtype=float64", "engine.sites-at-once=2"
+    alone, other = trained(tmp_path / "local", *exact), tmp_path / "ray"
     other.mkdir()
-    more = "engine.sites-at-once=2", "engine.name=ray", "engine.workers=2", "engine.gpus-per-worker=0.5"
-    done = fedfm("run", write_config(small(other, *SITES, *more), other))
+    more = "engine.name=ray", "engine.workers=2", "engine.gpus-per-worker=0.5"
+    done = fedfm("run", write_config(small(other, *SITES, *exact, *more), other))
     assert done.returncode == 0, done.stderr
-    assert apart(weights_of(only_run(other)), alone) == 0
+    assert apart(weights_of(only_run(other)), alone) < 1e-10
 
 
 @pytest.mark.parametrize(("name", "near"), [("tf32", 0.05), ("bfloat16", 0.2)])
