@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -26,6 +26,9 @@ from fedfm.errors import UserError, did_you_mean
 from fedfm.models.body import load_body
 from fedfm.results.files import new_folder
 from fedfm.training.trained import TrainedModel, load_model, read_cards, read_info
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEFT_PREFIX = "base_model.model."
 
@@ -48,7 +51,7 @@ def export(run: str | Path, destination: str | Path, sites: Sequence[str] = ()) 
     common = _agreed({d: _body_tensors(model.weights) for d, model in models.items()})
     adapter_for_all = len({sha256(lora) for lora in loras.values()}) == 1
     first = next(iter(models.values()))
-    _write_body(config, common | _merged(first), target / "body")
+    _write_body(config, common, _merged(first), target / "body")
     for domain, model in models.items():
         _write_domain(model, loras[domain].keys() | common.keys(), target / "domains" / domain)
         if loras[domain] and not adapter_for_all:
@@ -95,15 +98,17 @@ def _body_tensors(weights: Arrays) -> Arrays:
     return {name: v for name, v in weights.items() if name.startswith("body.") and not _is_factor(name)}
 
 
-def _merged(model: TrainedModel) -> Arrays:
-    """The frozen weights into which a strategy has merged something, with it."""
+def _merged(model: TrainedModel) -> dict[str, Tensor]:
+    """The frozen weights into which a strategy has merged something, with it, as `RowLoRA.merge` computes them."""
+    import torch
+
     frozen = load_body(model.config).model.state_dict()
     scale = model.config.body.lora_alpha / model.config.body.lora_rank
     found = {}
     for full, product in model.merged.items():
         name = full.removeprefix("merged/")
         own = frozen[name.removeprefix("body.")]
-        found[name] = (own.double().numpy() + scale * product).astype(str(own.dtype).removeprefix("torch."))
+        found[name] = (own.double() + scale * torch.from_numpy(product).double()).to(own.dtype)  # numpy: no bfloat16
     return found
 
 
@@ -154,8 +159,8 @@ def _write_lora(config: RunConfig, tensors: Arrays, place: Path) -> None:
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_body(config: RunConfig, trained: Arrays, place: Path) -> None:
-    """The body as it was trained over, cut to its layers, with the values of `trained`, and its tokenizer.
+def _write_body(config: RunConfig, trained: Arrays, merged: Mapping[str, Tensor], place: Path) -> None:
+    """The body as it was trained over, cut to its layers, with the values of `trained` and `merged`; its tokenizer.
 
     A part that the class has but fedfm does without (BERT's pooler) is written as zeros, so that loading finds every
     tensor it looks for.
@@ -170,6 +175,7 @@ def _write_body(config: RunConfig, trained: Arrays, place: Path) -> None:
         whole = AutoModel.from_config(body.model.config).state_dict()
     state |= {name: torch.zeros(value.shape, dtype=dtype) for name, value in whole.items() if name not in state}
     state |= {name.removeprefix("body."): torch.from_numpy(value.copy()) for name, value in trained.items()}
+    state |= {name.removeprefix("body."): value for name, value in merged.items()}
     place.mkdir(parents=True)
     body.model.save_pretrained(place, state_dict=state)
     body.tokenizer.save_pretrained(place)

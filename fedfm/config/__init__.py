@@ -5,6 +5,7 @@
 Keys are kebab-case in files and overrides; a Python attribute has underscores. Keys that are not known are errors.
 """
 
+from fedfm.config.changes import refuse_other_config
 from fedfm.config.models import (
     BodyConfig,
     DomainConfig,
@@ -25,4 +26,5 @@ from fedfm.config.reading import Check, load_config
 __all__ = [
     "BodyConfig", "Check", "DomainConfig", "EarlyStoppingConfig", "EngineConfig", "LocalConfig", "RunConfig",
     "RunsConfig", "SamplingConfig", "ScreeningConfig", "SiteConfig", "StrategyConfig", "Task", "Tuning", "load_config",
+    "refuse_other_config",
 ]  # fmt: skip

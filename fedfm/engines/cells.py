@@ -19,7 +19,7 @@ from fedfm.config import RunConfig
 from fedfm.config.grid import Grid, cells_of, label_of
 from fedfm.config.models import RunsConfig
 from fedfm.engines.running import anchored, load_config, resume, run
-from fedfm.errors import ConfigError, EngineError, FedfmError, UserError
+from fedfm.errors import ConfigError, DataError, EngineError, FedfmError, UserError
 from fedfm.results.lines import in_time
 from fedfm.results.run_folder import RunFolder
 from fedfm.strategies import STRATEGIES
@@ -151,7 +151,7 @@ def play(cell: Cell) -> Ended:
 def play_missing(cells: Sequence[Cell], jobs: int, address: str, say: Callable[[str], None]) -> dict[str, str]:
     """Play every cell that is not done, a line for each; returns cell -> why it failed. Raises UserError.
 
-    jobs: at once; 0 takes as many as the cores feed.
+    jobs: at once; 0 takes as many as the cores feed. Also raises DataError.
     """
     jobs = jobs or usual_jobs(cells)
     check_jobs(cells, jobs)
@@ -164,7 +164,26 @@ def play_missing(cells: Sequence[Cell], jobs: int, address: str, say: Callable[[
         say(_line(ended, number, len(left), time.monotonic() - began))
         if ended.status == "failed":
             failed[ended.name] = ended.reason
+    refuse_other_data(cells)
     return failed
+
+
+def refuse_other_data(cells: Sequence[Cell]) -> None:
+    """Cells that should have had the same data, played before and after these changed, cannot be compared.
+
+    Raises DataError.
+    """
+    first: dict[tuple[str, ...], tuple[str, RunFolder]] = {}
+    for cell in cells:
+        done = cell.done
+        for site, row in done.info["sites"].items() if done else ():
+            settings = cell.config.domains[row["domain"]].model_dump_json()
+            key = site, str(cell.config.seed), cell.config.data_root, settings
+            digest, other = first.setdefault(key, (row["sha256"], done))
+            if digest != row["sha256"]:
+                what = f"its data changed between two runs that are to be compared, {other.path} and {done.path}"
+                mend = "remove the folder of the run whose data are no more, and give the same command again"
+                raise DataError(what, where=f"site {site}", mend=mend)
 
 
 def _line(ended: Ended, number: int, count: int, seconds: float) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from fedfm.config import RunConfig
 from fedfm.engines.flower_deployment import check_deployment
 from fedfm.engines.reporting import leave_report, leave_report_of_failure
 from fedfm.errors import ConfigError, Problem
-from fedfm.models.body import check_body
+from fedfm.models.body import NAMED_BODIES, check_body
 from fedfm.profiling import phase, profile
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.results.trackers import check_trackers, tracked
@@ -148,7 +149,7 @@ def anchored(config: RunConfig) -> RunConfig:
     sources += [site.source for d in config.domains.values() for site in d.site]
     if any(source not in ("", "generated") for source in sources):
         config = config.model_copy(update={"data_root": str(Path(config.data_root).resolve())})
-    if Path(config.body.name).is_dir():
+    if config.body.name not in NAMED_BODIES and Path(config.body.name).is_dir():
         body = config.body.model_copy(update={"name": str(Path(config.body.name).resolve())})
         config = config.model_copy(update={"body": body})
     return config
@@ -175,15 +176,23 @@ def _run_in(folder: RunFolder, config: RunConfig, listen: Listen, report: bool, 
     return Run(folder.path)
 
 
-def _local(config: RunConfig, folder: RunFolder, listen: Listen, strategy: Any = None) -> None:
-    with phase("load"):
-        from fedfm.engines.local import LocalGrid
-        from fedfm.federation.client_app import app
-        from fedfm.federation.rounds import RoundLoop
-        from fedfm.federation.site_data import forget_data
+_ONE_AT_A_TIME = RLock()  # threads of this process have one torch, one cache of data; a run may start another within it
 
-        forget_data()
-    RoundLoop(LocalGrid(app), config, folder, listen, strategy).run()
+
+def _local(config: RunConfig, folder: RunFolder, listen: Listen, strategy: Any = None) -> None:
+    with _ONE_AT_A_TIME:
+        with phase("load"):
+            from fedfm.engines.local import LocalGrid
+            from fedfm.federation.client_app import app
+            from fedfm.federation.rounds import RoundLoop
+            from fedfm.federation.site_data import forget_data
+            from fedfm.federation.workbench import forget_workbenches
+            from fedfm.models.devices import float32_by_default
+
+            forget_data()
+            forget_workbenches()
+        with float32_by_default():
+            RoundLoop(LocalGrid(app), config, folder, listen, strategy).run()
 
 
 def _ray(config: RunConfig, folder: RunFolder, listen: Listen) -> None:

@@ -6,6 +6,7 @@ It knows a `Grid` and nothing of the engine below it.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
 from fedfm.arrays import Arrays, non_finite, sha256
-from fedfm.config import RunConfig
+from fedfm.config import RunConfig, refuse_other_config
 from fedfm.errors import RunError, TooFewSitesError
 from fedfm.federation.asking import Aside, Sites
 from fedfm.federation.asynchrony import advance, begin, next_done
@@ -33,8 +34,10 @@ from fedfm.federation.journal import Journal
 from fedfm.federation.packing import rows_of_domains
 from fedfm.federation.sampling import sample_sites
 from fedfm.federation.scoring import Scores, score, score_at_once, scores_of
+from fedfm.models.body import load_body, refuse_other_body
 from fedfm.profiling import phase
 from fedfm.results.audit import Audit
+from fedfm.results.files import replace_text
 from fedfm.results.run_folder import Listen, RunFolder
 from fedfm.strategies import Round, Strategy, make_strategy
 
@@ -61,22 +64,30 @@ class RoundLoop:
         # numpy's own threads, as many as cores, wait for one another where cores are shared; their number also decides
         # the last digits of products
         with self.folder.lock(), threadpool_limits(self.config.engine.threads, "blas"):
+            cache = self.folder.path / "cache"  # what the sites' processes keep there
+            shutil.rmtree(cache, ignore_errors=True)  # of a run that was killed: its texts may be others by now
             try:
                 return self._run()
             finally:
                 self.journal.flush()
-                shutil.rmtree(self.folder.path / "cache", ignore_errors=True)  # what the sites' processes kept there
+                shutil.rmtree(cache, ignore_errors=True)
 
     def _run(self) -> Scores:
         now = load_checkpoint(self.file)
+        began = self.file.with_name("config.json")
+        if now is not None and began.exists():
+            refuse_other_config(self.config, json.loads(began.read_text(encoding="utf-8")))
         self.door = self._open_door(now)
         roll = enrol(self.door, self.config.engine.wait, self.journal.warn_once)
         start, names = first_weights(self.config, roll)
         if now is not None:
             refuse_changed_data(roll, self.folder.info["sites"])
+            refuse_other_body(self.config, self.folder.info.get("body_sha256"))
         save_cards(self.file.parent, roll)
+        if now is None:
+            replace_text(began, json.dumps(self.config.to_dict()))
         rows = rows_of_domains(self.config, roll, self.folder.info.get("sites_at_once"))
-        self.folder.update(sites_at_once=rows)
+        self.folder.update(sites_at_once=rows, body_sha256=load_body(self.config).sha256)
         self.sites = Sites(self.grid, self.config, roll, names, self.journal, rows, self.strategy)
         self._announce(start, roll, now)
         self.attendance = Attendance(self.door, self.journal)

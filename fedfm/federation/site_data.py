@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,8 @@ class _FeatureCache:
             old, size, place = self.kept.popitem(last=False)[1]
             self.used -= size
             if place is not None and not place.exists():
-                save_features(place, old)
+                with suppress(OSError):  # a full disk: it can be made again
+                    save_features(place, old)
         return value
 
     def clear(self) -> None:

@@ -190,6 +190,11 @@ def workbench(order: Order) -> Workbench:
     return _cached_workbench(order.config, order.card, order.rows, order.rank)
 
 
+def forget_workbenches() -> None:
+    """Start a run without what an earlier one in this process has built: the files of its body may have changed."""
+    _cached_workbench.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _cached_workbench(config: str, card: DomainCard, rows: int, rank: int) -> Workbench:
     return Workbench(parse_config(config), card, rows, rank)

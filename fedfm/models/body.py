@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from fedfm.config import RunConfig
@@ -66,7 +67,9 @@ def load_body(config: RunConfig, device: str = "cpu") -> Body:
     """
     settings = config.body
     redraw = config.seed if settings.weights == "random" else None
-    body = _load(settings.name, settings.layers, settings.weights, redraw, config.engine.dtype, device)
+    files = _look(settings.name)
+    with _ONE_AT_A_TIME:  # torch's generator, from which some bodies are drawn, is one for all threads
+        body = _load(settings.name, files, settings.layers, settings.weights, redraw, config.engine.dtype, device)
     longest = {d: config.local_for(d).max_length for d, s in config.domains.items() if s.task != "image-classification"}
     said = "max-length = {}, but the body reads at most {} tokens"
     too_long = [
@@ -88,20 +91,47 @@ def check_body(config: RunConfig) -> list[Problem]:
     return []
 
 
+def refuse_other_body(config: RunConfig, before: str | None) -> None:
+    """A run goes on, and predicts, with the body that it began with. `before`: `body_sha256` of run.json.
+
+    Only what comes from files can have been exchanged. Raises ModelError.
+    """
+    if before is None or config.body.name in NAMED_BODIES or config.body.weights == "random":
+        return
+    if load_body(config).sha256 != before:
+        what = f'the weights of body "{config.body.name}" are not those that the run began with'
+        raise ModelError(what, where="body.name", mend="bring back the files as they were, or begin a new run")
+
+
+def _look(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each file of a body's folder: with another in its place it is another body."""
+    if name in NAMED_BODIES or not Path(name).is_dir():
+        return ()
+    found = ((file.name, file.stat()) for file in sorted(Path(name).iterdir()) if file.is_file())
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in found)
+
+
+_ONE_AT_A_TIME = RLock()
+
+
 @lru_cache(maxsize=4)
-def _load(name: str, layers: int, weights: str, redraw_seed: int | None, dtype: str, device: str) -> Body:
-    from fedfm.models.devices import stored_dtype
+def _load(name: str, files: tuple, layers: int, weights: str, redraw: int | None, dtype: str, device: str) -> Body:
+    from fedfm.models.devices import float32_by_default, stored_dtype
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model, tokenizer = _tiny(name == "tiny-pretrained") if name in BUILT_IN else _pretrained(name)
-    if redraw_seed is not None:
-        model = _redrawn(model, redraw_seed)
+    with float32_by_default():
+        model, tokenizer = _drawn_or_read(name, redraw)
     if not hasattr(model, "embeddings"):
         raise ModelError(f'body "{name}" has no `embeddings` module, so images cannot enter it', mend=_KNOWN)
     _keep_layers(model, 0 if weights == "none" else layers or len(layer_stack(model)[1]), name)
     model.requires_grad_(False).eval().to(stored_dtype(dtype))
     digest = weights_sha256(model)
     return Body(model.to(device), tokenizer, digest)
+
+
+def _drawn_or_read(name: str, redraw: int | None) -> tuple[nn.Module, object]:
+    model, tokenizer = _tiny(name == "tiny-pretrained") if name in BUILT_IN else _pretrained(name)
+    return model if redraw is None else _redrawn(model, redraw), tokenizer
 
 
 _SHORT = "lower local.max-length, or domains.NAME.local.max-length"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,6 +54,17 @@ def set_products(name: str) -> None:
     Convolutions too: torch would round those unasked, and K rows would differ from K sites by more than rounding.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Tensors of no named type are float32 within, whatever the user's torch takes; draws depend on it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def move(table: np.ndarray, device: str | torch.device) -> Tensor:

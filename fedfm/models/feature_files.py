@@ -25,9 +25,12 @@ def save_features(file: Path, features: Features) -> None:
             arrays[name] = part
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with fresh.open("wb") as stream:
-        np.savez(stream, **arrays)
-    fresh.replace(file)
+    try:
+        with fresh.open("wb") as stream:
+            np.savez(stream, **arrays)
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def load_features(file: Path, task: Task) -> Features:

@@ -16,9 +16,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -67,8 +69,8 @@ def freeze(model: SiteModel, features: Features, file: Path | None = None, room:
     """`features` with what lies below the cut; the same features where nothing can be kept.
 
     It comes from `file` (.npy), which is filled first where it is not there yet. Where the file would be larger than
-    `room` bytes, or none is given, what the system reclaims when nobody reads it any more takes its place. A kill
-    while a file is being filled leaves none.
+    `room` bytes, or none is given, or the disk is full, what the system reclaims when nobody reads it any more takes
+    its place: a file without a name, or memory. A kill while a file is being filled leaves none.
     """
     kind = frozen_below(model)
     if not kind or not len(features):
@@ -77,12 +79,12 @@ def freeze(model: SiteModel, features: Features, file: Path | None = None, room:
     shape, dtype = (rows, model.body.config.hidden_size), model.head.weight.dtype
     numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
     if file is not None and not file.exists() and rows * shape[1] * dtype.itemsize <= room:
-        _fill_file(model, features, file, kind, shape, numpy_dtype)
+        with suppress(OSError):  # a full disk
+            _fill_file(model, features, file, kind, shape, numpy_dtype)
     if file is not None and file.exists():
         kept = np.load(file, mmap_mode="r")
     else:
-        with tempfile.TemporaryFile() as unnamed:
-            kept = np.memmap(unnamed, numpy_dtype, "w+", shape=shape)
+        kept = _unnamed(shape, numpy_dtype)
         _fill(kept, model, features, kind)
     if kind == "pooled":
         return replace(features, frozen=Frozen(pooled=kept))
@@ -92,11 +94,36 @@ def freeze(model: SiteModel, features: Features, file: Path | None = None, room:
 def _fill_file(model: SiteModel, features: Features, file: Path, kind: str, shape: tuple, dtype: np.dtype) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    table = np.lib.format.open_memmap(fresh, "w+", dtype, shape)
-    _fill(table, model, features, kind)
-    table.flush()
-    del table
-    fresh.replace(file)
+    try:
+        table = np.lib.format.open_memmap(fresh, "w+", dtype, shape)
+        with fresh.open("r+b") as whole:
+            _reserve(whole)
+        _fill(table, model, features, kind)
+        table.flush()
+        del table
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _unnamed(shape: tuple, dtype: np.dtype) -> np.ndarray:
+    """A table in a file that nobody else sees, or, where the disk has no room for it, in memory."""
+    try:
+        with tempfile.TemporaryFile() as unnamed:
+            table = np.memmap(unnamed, dtype, "w+", shape=shape)
+            _reserve(unnamed)
+            return table
+    except OSError:
+        return np.empty(shape, dtype)
+
+
+def _reserve(file: IO[bytes]) -> None:
+    """Take the file's whole size from the disk now: what is missing when its mapping is written to kills the process.
+
+    Raises OSError where it is not there. (macOS has no such call.)
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _fill(table: np.ndarray, model: SiteModel, features: Features, kind: str) -> None:

@@ -20,6 +20,7 @@ from fedfm.domains.card import DomainCard
 from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
+from fedfm.models.devices import float32_by_default
 from fedfm.models.plain_layers import simplify
 from fedfm.models.row_lora import RowLoRA
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowModule, Whole
@@ -156,6 +157,7 @@ def build_model(config: RunConfig, card: DomainCard, device: str = "cpu") -> Sit
     return SiteModel(load_body(config, device), config.body, card).to(device)
 
 
+@float32_by_default()
 def start_weights(model: SiteModel, seed: int) -> dict[str, np.ndarray]:
     """Start values of one row, name -> array, each drawn from a generator keyed by (seed, name)."""
     values = {}

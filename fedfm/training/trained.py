@@ -15,7 +15,7 @@ from fedfm.config import RunConfig, load_config
 from fedfm.domains.card import DomainCard
 from fedfm.domains.examples import Examples
 from fedfm.errors import ModelError, UserError, did_you_mean
-from fedfm.models.body import load_body
+from fedfm.models.body import load_body, refuse_other_body
 from fedfm.models.features import featurize
 from fedfm.models.site_model import SiteModel, build_model, group_names, start_weights
 from fedfm.training.evaluation import predict, softmax
@@ -69,6 +69,7 @@ def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
         what = f'the run has no domain "{domain}".{did_you_mean(domain, cards)}'
         raise UserError(what, where=str(folder), mend=f"its domains: {', '.join(cards)}")
     config = load_config(folder / "config.toml")
+    refuse_other_body(config, read_info(folder).get("body_sha256"))
     model = build_model(config, cards[domain])
     matrix = ClientMatrix(model)
     grouped = group_names(matrix.columns, config.sharing, domain)
