@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from compare_helpers import tiny_source
 
@@ -9,7 +11,7 @@ import fedfm
 from fedfm.cli import main
 from fedfm.commands.compare import compare
 from fedfm.engines import cells as cells_module
-from fedfm.errors import ConfigError, RunError
+from fedfm.errors import ConfigError, DataError, RunError
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -41,6 +43,20 @@ def test_unequal_budgets_are_refused_after_the_tables_are_written(tmp_path, monk
     (folder,) = tmp_path.glob("compare-*")
     assert (folder / "summary.csv").exists()
     assert "Unequal" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_runs_before_and_after_the_data_changed_are_not_compared(tmp_path):
+    rows = "".join(f"{label},{text} {n}\n" for n in range(8) for label, text in (("up", "rose"), ("down", "fell")))
+    file, source = tmp_path / "a.csv", tiny_source(tmp_path)
+    source["domains"] = {"finance": {"task": "text-classification", "source": str(file), "sites": 2}}
+    file.write_text(f"label,text\n{rows}", encoding="utf-8")
+    grid = {"strategy.name": ["fedavg", "local-only"]}
+    compare(source, grid)
+    (gone,) = tmp_path.glob("compare-*/runs/local-only*")
+    shutil.rmtree(gone)
+    file.write_text(f"label,text\n{rows.replace('fell', 'sank')}", encoding="utf-8")
+    with pytest.raises(DataError, match="its data changed between two runs that are to be compared"):
+        compare(source, grid)
 
 
 def test_a_key_of_one_strategy_holds_for_those_that_have_it(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,22 @@ def test_what_has_no_room_is_not_kept_on_disk(tmp_path):
     assert not list(tmp_path.iterdir())
     assert freeze(matrix.model, features, tmp_path / "a.npy", size).frozen is not None
     assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]  # and no half-written one beside it
+
+
+def test_a_full_disk_costs_no_digit_and_leaves_no_file(tmp_path, monkeypatch):
+    """Where a sparse file's missing room showed only when its mapping was written to, the process died of it."""
+    config = make_config("body.tuning=head")
+    matrix = ClientMatrix(build_model(config, TEXT))
+    features = texts(TEXT, [4, 5])
+    expected = np.array(freeze(matrix.model, features).frozen.pooled)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frozen.os, "posix_fallocate", full, raising=False)
+    found = freeze(matrix.model, features, tmp_path / "a.npy", LIMIT).frozen.pooled
+    assert type(found) is np.ndarray and np.array_equal(found, expected)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("card", [TEXT, TAGS], ids=lambda card: card.task)
