@@ -95,6 +95,10 @@ def read_images(files: Sequence[str], model: TrainedModel) -> np.ndarray:
     assert shape is not None  # an image domain has one
     problems, images = [], []
     for file in files:
+        if file.lower().endswith(".npz"):
+            mend = "give PNG or JPEG files; in Python a trained model takes arrays"
+            problems.append(Problem("this holds arrays", file, mend))
+            continue
         try:
             images.append(fit_image(decode(Path(file).read_bytes()), shape))
         except OSError as error:

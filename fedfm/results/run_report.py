@@ -81,9 +81,11 @@ def summary_sentence(info: Mapping, rounds: pd.DataFrame, events: list[dict]) ->
 def _scores(info: Mapping, intervals: pd.DataFrame) -> str:
     primary, html = info.get("primary") or {}, ""
     bounds = intervals.set_index(["model", "domain"])[["low", "high"]].to_dict("index")
+    own, whole = info.get("final_personal"), "Global model, on each domain's pooled test examples"
+    new = "; what sites keep to themselves is as it was at the start, as a new site has it" if own else ""
     for model, title, final in (
-        ("global", "Global model, on each domain's pooled test examples", info.get("final")),
-        ("personal", "The sites' own models, each on its own site's test examples", info.get("final_personal")),
+        ("personal", "The sites' own models, each on its own site's test examples", own),
+        ("global", whole + new, info.get("final")),
     ):
         rows = []
         for domain, scores in (final or {}).items():

@@ -158,9 +158,10 @@ class Screen:
             self._print(event["reason"], "red")
         if not whole and event.get("folder"):
             self._print(f"to go on: fedfm resume {event['folder']}")
+        own = event.get("personal")  # what such a strategy is for; its global model lacks what sites keep to themselves
         for final, title in (
-            (event.get("final"), "test score"),
-            (event.get("personal"), "test score, sites' own models"),
+            (own, "test score, sites' own models"),
+            (event.get("final"), "test score, as a new site has the model" if own else "test score"),
         ):
             if final:
                 table = lines.final_lines(final, self._started.get("primary") or {}, self.console.width, title)

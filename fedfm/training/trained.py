@@ -33,7 +33,11 @@ class TrainedModel:
     merged: Arrays = field(default_factory=dict)  # what the frozen weights are changed by (SiteModel.merge)
 
     def probabilities(self, inputs) -> list[np.ndarray]:
-        """Class probabilities `[C]` of images (uint8 [N, H, W, C]) or texts; `[words, C]` of sentences of words."""
+        """Class probabilities `[C]` of images (uint8 [N, H, W, C]) or texts; `[words, C]` of sentences of words.
+
+        A sentence that is one text is parted at its spaces. Raises UserError for anything else.
+        """
+        inputs = read_inputs(inputs, self.card)
         if self.card.task == "token-classification":
             labels = tuple(np.zeros(len(words), np.int64) for words in inputs)
         else:
@@ -56,6 +60,37 @@ class TrainedModel:
         """The label of each image or text, or the tags of each sentence's words."""
         names = np.array(self.card.labels)
         return [names[table.argmax(-1)].tolist() for table in self.probabilities(inputs)]
+
+
+def read_inputs(inputs, card: DomainCard):
+    """What is to be predicted, as a model takes it. Raises UserError where it is something else."""
+    if card.image_shape:
+        return _images(inputs, card.image_shape)
+    if isinstance(inputs, str | bytes):
+        raise UserError("one text was given, where a list of them belongs", where="inputs", mend="predict([text])")
+    items = tuple(inputs)
+    if card.task == "token-classification":
+        items = tuple(tuple(item.split()) if isinstance(item, str) else tuple(item) for item in items)
+    for number, item in enumerate(items):
+        if not all(isinstance(part, str) for part in (item if isinstance(item, tuple) else (item,))):
+            raise UserError(f"number {number} is no text: {item!r:.60}", where="inputs", mend="give a list of texts")
+    return items
+
+
+def _images(inputs, shape: tuple[int, int, int]) -> np.ndarray:
+    channels, height, width = shape
+    wanted = f"uint8 of shape [N, {height}, {width}, {channels}]"
+    mend = f"give {wanted}; `fedfm predict` reads image files of any size"
+    try:
+        images = np.asarray(inputs)
+    except ValueError:  # a list of unequal ones
+        raise UserError(f"the images are not of one size, {wanted} is needed", where="inputs", mend=mend) from None
+    if channels == 1 and images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
+        found = f"{images.dtype} of shape {list(images.shape)}"
+        raise UserError(f"the images are {found}, the model was trained on {wanted}", where="inputs", mend=mend)
+    return images
 
 
 def load_model(run: str | Path, domain: str, site: str = "") -> TrainedModel:
