@@ -12,6 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95
+ROUNDING = 1e-9  # gaps that lie closer than this, for their size, are the same gap
 
 
 class Interval(NamedTuple):
@@ -25,7 +26,11 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """The differences of pairs: their interval, and the p-values of two tests that their mean or median is 0."""
+    """The differences of pairs: their interval, and the p-values of two tests that their mean or median is 0.
+
+    NaN but for count and mean where there are fewer than two, or all are the same gap: no spread says how far another
+    seed's might lie.
+    """
 
     count: int
     mean: float
@@ -49,12 +54,15 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def paired(left: Sequence[float], right: Sequence[float], level: float = LEVEL) -> Paired:
-    """Left minus right, pair by pair: paired t and Wilcoxon's signed rank; pairs with a value missing are left out."""
+    """Left minus right, pair by pair: paired t and Wilcoxon's signed rank; pairs with a value missing are left out.
+
+    left, right: as many numbers each. Gaps that differ by rounding alone count as equal (see `Paired`).
+    """
     gaps = np.asarray(left, float) - np.asarray(right, float)
     gaps = gaps[np.isfinite(gaps)]
     found = interval(gaps, level)
-    if len(gaps) < 2 or not np.ptp(gaps) > 0:  # nothing varies: no test has anything to say
-        return Paired(len(gaps), found.mean, found.low, found.high, math.nan, math.nan)
+    if len(gaps) < 2 or not np.ptp(gaps) > ROUNDING * max(1.0, abs(found.mean)):
+        return Paired(len(gaps), found.mean, math.nan, math.nan, math.nan, math.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy says of small samples what the caller knows
         p_t = float(stats.ttest_1samp(gaps, 0.0).pvalue)
