@@ -122,7 +122,8 @@ def transfer_table(cells: pd.DataFrame) -> pd.DataFrame:
 
     `difference` = score - bound's score, by seed, with its interval; `relative` = mean of difference / bound. Rows of
     domain "all": `relative` is Delta_m, its mean over domains, and `negative` the share of domains whose mean
-    difference is below zero (elsewhere 0 or 1).
+    difference is below zero (elsewhere 0 or 1). Of a domain without a pair of scores all is NaN and `seeds` 0; the row
+    "all" is over the others.
     """
     scores = shown_scores(cells)
     strategies = cells.drop_duplicates("setting").set_index("setting")["strategy"]
@@ -137,10 +138,12 @@ def transfer_table(cells: pd.DataFrame) -> pd.DataFrame:
                 found = paired(part[setting].tolist(), part[bound].tolist())
                 relative = ((part[setting] - part[bound]) / part[bound].where(part[bound] != 0)).mean()
                 row = {"domain": domain, "difference": found.mean, "low": found.low, "high": found.high}
-                own.append(row | {"relative": relative, "negative": float(found.mean < 0), "seeds": found.count})
+                negative = float(found.mean < 0) if found.count else math.nan
+                own.append(row | {"relative": relative, "negative": negative, "seeds": found.count})
             whole = pd.DataFrame(own)
             means = {name: whole[name].mean() for name in ("difference", "relative", "negative")}
-            own.append({"domain": "all", **means, "low": math.nan, "high": math.nan, "seeds": whole["seeds"].min()})
+            seeds = whole["seeds"][whole["seeds"] > 0].min() if whole["seeds"].any() else 0
+            own.append({"domain": "all", **means, "low": math.nan, "high": math.nan, "seeds": seeds})
             rows += [{"setting": setting, "bound": bound} | row for row in own]
     return pd.DataFrame(rows)
 
@@ -149,26 +152,37 @@ def reach_table(runs: list[CellRun], targets: Mapping[str, float] | None = None)
     """reach.csv: the first round whose validation score is at the target, what was sent and how long it took by then.
 
     targets: domain -> score; by default 95 % of the best setting's mean at the end. `reached` is False, and the
-    numbers those of the whole run, where it never was: they are censored, not missing.
+    numbers those of the whole run, where it never was: they are censored, not missing. Of a domain without a score on
+    validation there is no target, and all of these are empty.
     """
     curves = {run.name: curve_of(run) for run in runs}
     domains = list(dict.fromkeys(d for curve in curves.values() for d in curve.columns if d not in COSTS))
     if targets is None:
-        last: dict[str, dict[str, list[float]]] = {d: {} for d in domains}
-        for run in runs:
-            for domain in domains:
-                last[domain].setdefault(run.label, []).append(curves[run.name][domain].iloc[-1])
-        targets = {d: TARGET_SHARE * max(sum(v) / len(v) for v in by.values()) for d, by in last.items()}
+        targets = {domain: _target(runs, curves, domain) for domain in domains}
     rows = []
     for run in runs:
         curve = curves[run.name]
         for domain, target in targets.items():
+            row = {"cell": run.name, "setting": run.label, "seed": run.seed, "domain": domain, "target": target}
+            if math.isnan(target):
+                rows.append(row)
+                continue
             there = curve.index[curve[domain] >= target]
             at = there[0] if len(there) else curve.index[-1]
-            row = {"cell": run.name, "setting": run.label, "seed": run.seed, "domain": domain, "target": target}
             cost = {name: curve.loc[at, name] for name in COSTS}
             rows.append(row | {"reached": bool(len(there)), "rounds": int(at)} | cost)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["cell", "setting", "seed", "domain", "target", "reached", "rounds", *COSTS])
+    return table.astype({"reached": "boolean", "rounds": "Int64"})  # which keep their words where some are empty
+
+
+def _target(runs: list[CellRun], curves: Mapping[str, pd.DataFrame], domain: str) -> float:
+    """TARGET_SHARE of the best setting's mean at the end; NaN where no run has a score."""
+    last: dict[str, list[float]] = {}
+    for run in runs:
+        ends = curves[run.name][domain].tail(1)
+        if ends.notna().any():
+            last.setdefault(run.label, []).append(ends.item())
+    return TARGET_SHARE * max((sum(own) / len(own) for own in last.values()), default=math.nan)
 
 
 COSTS = ("megabytes", "seconds", "virtual_seconds")

@@ -98,10 +98,13 @@ def _transfer(transfer: pd.DataFrame) -> str:
 def _reach(reach: pd.DataFrame) -> str:
     by = reach.groupby(["setting", "domain"], sort=False)
     rows = by.agg(
-        target=("target", "first"), seeds=("seed", "size"), reached=("reached", "sum"), rounds=("rounds", "mean"),
-        megabytes=("megabytes", "mean"), seconds=("seconds", "mean"),
+        target=("target", "first"), seeds=("seed", "size"), reached=("reached", lambda own: own.sum(min_count=1)),
+        rounds=("rounds", "mean"), megabytes=("megabytes", "mean"), seconds=("seconds", "mean"),
     ).reset_index()  # fmt: skip
-    said = "Means over seeds; where a run did not reach the target, its whole length counts (censored)."
+    said = (
+        "Means over seeds; where a run did not reach the target, its whole length counts (censored). A domain that has "
+        "no score on validation has no target."
+    )
     return paragraph(said, "note") + table(rows)
 
 

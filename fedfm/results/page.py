@@ -72,7 +72,7 @@ def _cell(value: Any, digits: int) -> str:
 
 def number(value: Any, digits: int = 4) -> str:
     """As reports write it: whole numbers whole, others with `digits` significant digits, nothing for NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
