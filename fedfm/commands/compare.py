@@ -22,18 +22,19 @@ from fedfm.results.comparison import (
     unequal_budgets,
 )
 from fedfm.results.comparison_figures import draw_comparison
-from fedfm.results.comparison_report import write_comparison_report
+from fedfm.results.comparison_report import caution, write_comparison_report
 from fedfm.results.files import json_lines, replace_text
+from fedfm.results.statistics import LEVEL
 from fedfm.results.tables import main_table, write_table
 
 CAPTIONS = {
-    "pairs": "Differences between settings, paired by seed; 95 % intervals.",
+    "pairs": "Differences between settings, paired by seed; 95 % intervals, uncorrected, by which better goes.",
     "transfer": "Differences to the bounds, by domain; all: Delta_m.",
 }
 Say = Callable[[str], None]
 CAPTION = (
-    "Test scores (primary metric), mean ± standard deviation over seeds; bold: highest. model: global, one for all "
-    "sites of a domain, or personal, each test example scored by its own site's model."
+    "Test scores (primary metric), mean ± standard deviation over seeds; bold: highest; -: undefined. model: global, "
+    "one for all sites of a domain, or personal, each test example scored by its own site's model."
 )
 
 
@@ -165,11 +166,23 @@ def _outcome(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     lines.append("")
     steps = tables["cells"].dropna(subset="steps").drop_duplicates("domain")
     lines.append("optimiser steps of a run: " + ", ".join(f"{r.domain} {r.steps:.0f}" for r in steps.itertuples()))
-    pairs = tables["pairs"]
-    for row in pairs[pairs["domain"] == "mean"].itertuples() if len(pairs) else ():
-        if row.better:
-            lines.append(
-                f"{row.left} - {row.right}, mean of domains: {row.difference:+.3f}, 95 % interval "
-                f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} paired seeds"
-            )
-    return [*lines, ""]
+    return [*lines, *_verdicts(tables["pairs"]), ""]
+
+
+def _verdicts(pairs: pd.DataFrame) -> list[str]:
+    """The pairs of settings whose mean over domains differs, each with what its interval is worth among so many."""
+    means = pairs[pairs["domain"] == "mean"] if len(pairs) else pairs
+    if not len(means):
+        return []
+    found = means[means["better"] != ""]
+    lines = [
+        f"{row.left} - {row.right}, mean of domains: {row.difference:+.3f}, 95 % interval "
+        f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} paired seeds{caution(row.p_t_holm)}"
+        for row in found.itertuples()
+    ]
+    kept = int((found["p_t_holm"] < 1 - LEVEL).sum())
+    lines.append(
+        f"means of domains that differ: {len(found)} of {len(means)} pairs by the interval, {kept} after Holm's "
+        "correction"
+    )
+    return lines

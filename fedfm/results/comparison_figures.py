@@ -71,7 +71,8 @@ def mean_curves(runs: list[CellRun]) -> pd.DataFrame:
             found = interval(own[domain].tolist())
             point = {"mean": found.mean, "low": found.low, "high": found.high, "megabytes": own["megabytes"].mean()}
             rows.append({"setting": setting, "domain": domain, "round": round, **point})
-    return pd.DataFrame(rows).dropna(subset="mean")
+    columns = ["setting", "domain", "round", "mean", "low", "high", "megabytes"]
+    return pd.DataFrame(rows, columns=columns).dropna(subset="mean")
 
 
 def _curves(curves: pd.DataFrame, against: str, styles: dict) -> Figure:
@@ -167,7 +168,8 @@ def _transfer(transfer: pd.DataFrame, order: list[str]) -> Figure:
     domains = [domain for domain in dict.fromkeys(transfer["domain"]) if domain != "all"]
     figure = new_figure(2.2 + 2.6 * len(bounds), 1.6 + 0.34 * len(settings))
     panels = figure.subplots(1, len(bounds), squeeze=False, sharey=True)[0]
-    largest = float(np.nanmax(np.abs(transfer["difference"].to_numpy()))) or 1.0
+    largest = float(transfer["difference"].abs().max())
+    largest = largest if largest > 0 else 1.0  # NaN where nothing was measured
     for axes, bound in zip(panels, bounds, strict=True):
         own = transfer[(transfer["bound"] == bound) & (transfer["domain"] != "all")]
         table = own.pivot(index="setting", columns="domain", values="difference").reindex(settings)[domains]

@@ -11,6 +11,7 @@ from fedfm.results.comparison import BOUNDS, OVER, CellRun
 from fedfm.results.files import replace_text
 from fedfm.results.page import figure, page, paragraph, table
 from fedfm.results.provenance import configuration, data, environment
+from fedfm.results.statistics import LEVEL
 from fedfm.results.tables import main_table
 
 FIGURES = {
@@ -19,7 +20,7 @@ FIGURES = {
     "worst": "Mean over domains against the worst domain, test; bars: 95 % intervals.",
     "traffic": "Validation scores against megabytes sent, up and down, over all sites.",
     "labels": "Training labels at each site, of the first run.",
-    "transfer": "Test scores minus those of a bound, mean over seeds; red: the setting is worse.",
+    "transfer": "Test scores minus those of a bound, mean over seeds; red: the setting's is lower.",
 }
 PAIR_COLUMNS = ["domain", "left", "right", "difference", "low", "high", "seeds", "p_t", "p_t_holm",
                 "p_wilcoxon_holm", "better"]  # fmt: skip
@@ -31,11 +32,11 @@ def write_comparison_report(
     """Write `<root>/report.html`; returns its path."""
     main, _ = main_table(tables["summary"])
     figures = "".join(figure(root / "figures" / f"{name}.svg", caption) for name, caption in FIGURES.items())
-    pairs, first = tables["pairs"], paragraph(f"Of the first run, {runs[0].name}.")
+    first = paragraph(f"Of the first run, {runs[0].name}.")
     sections = [
         ("scores", "Scores", paragraph(NOTE, "note") + table(main)),
         ("figures", "Figures", figures),
-        ("differences", "Differences", table(pairs[PAIR_COLUMNS]) if len(pairs) else ""),
+        ("differences", "Differences", _differences(tables["pairs"])),
         ("transfer", "Transfer", _transfer(tables["transfer"])),
         ("reach", "Cost to the target", _reach(tables["reach"])),
         ("budget", "Budget", _budget(tables["cells"], unequal)),
@@ -60,22 +61,21 @@ NOTE = (
 def summary_sentence(tables: Mapping[str, pd.DataFrame], failed: Mapping[str, str]) -> str:
     """What came out, in plain words."""
     summary, cells = tables["summary"], tables["cells"]
-    over = summary[(summary["domain"] == "mean") & summary["shown"]].set_index("setting")["mean"]
+    rows = summary[(summary["domain"] == "mean") & summary["shown"]]
+    over = rows.set_index("setting")["mean"].dropna()
     bounds = set(cells[cells["strategy"].isin(BOUNDS)]["setting"])
     federated = over[[setting for setting in over.index if setting not in bounds]]
-    seeds = cells["seed"].nunique()
-    words = [f"{len(over)} settings, {seeds} {'seed' if seeds == 1 else 'seeds'}."]
+    settings, seeds = cells["setting"].nunique(), cells["seed"].nunique()
+    words = [f"{settings} settings, {seeds} {'seed' if seeds == 1 else 'seeds'}."]
     ranked = federated if len(federated) else over
-    best = ranked.idxmax()
-    words.append(f"Highest mean over domains{' of the federations' if len(bounds) else ''}: {best} ({over[best]:.3f}).")
-    transfer = tables["transfer"]
-    if len(transfer):
-        for bound in dict.fromkeys(transfer["bound"]):
-            own = transfer[(transfer["bound"] == bound) & (transfer["setting"] == best)]
-            lost = own[(own["domain"] != "all") & (own["high"] < 0)]["domain"].tolist()
-            won = own[(own["domain"] != "all") & (own["low"] > 0)]["domain"].tolist()
-            if len(own):
-                words.append(f"Against {bound}: better in {_list(won)}, worse in {_list(lost)}, else undecided.")
+    if len(ranked):
+        best, of = ranked.idxmax(), " of the federations" if len(bounds) else ""
+        words.append(f"Highest mean over domains{of}: {best} ({over[best]:.3f}).")
+        words += _against_bounds(tables["transfer"], tables["pairs"], best)
+    else:
+        words.append("No domain has a score.")
+    if undefined := _undefined(summary):
+        words.append(f"The primary score of {', '.join(undefined)} is undefined on its test examples.")
     if seeds < 3:
         words.append("With fewer than three seeds no difference can be told from chance.")
     if failed:
@@ -84,8 +84,43 @@ def summary_sentence(tables: Mapping[str, pd.DataFrame], failed: Mapping[str, st
     return " ".join(words)
 
 
+def _undefined(summary: pd.DataFrame) -> list[str]:
+    """Domains in which no setting has a primary score."""
+    known = summary[summary["primary"] & ~summary["domain"].isin(OVER)].groupby("domain", sort=False)["mean"].count()
+    return known[known == 0].index.tolist()
+
+
+def _against_bounds(transfer: pd.DataFrame, pairs: pd.DataFrame, setting: str) -> list[str]:
+    """A sentence for each bound: where the setting's interval excludes zero, and what Holm's correction says to it."""
+    words = []
+    for bound in dict.fromkeys(transfer["bound"]) if len(transfer) else ():
+        own = transfer[(transfer["bound"] == bound) & (transfer["setting"] == setting) & (transfer["domain"] != "all")]
+        if not len(own):
+            continue
+        both = pairs[pairs["left"].isin((setting, bound)) & pairs["right"].isin((setting, bound))]
+        p = both.set_index("domain")["p_t_holm"]
+        lost, won = ([d + caution(p[d]) for d in own[which]["domain"]] for which in (own["high"] < 0, own["low"] > 0))
+        words.append(f"Against {bound}: better in {_list(won)}, worse in {_list(lost)}, else undecided.")
+    return words
+
+
+def caution(p_holm: float) -> str:
+    """What must stand beside a difference whose uncorrected interval excludes zero; "" where Holm's p agrees."""
+    return "" if p_holm < 1 - LEVEL else f" (by its uncorrected interval alone: Holm p = {p_holm:.2g})"
+
+
 def _list(names: list[str]) -> str:
     return ", ".join(names) or "no domain"
+
+
+def _differences(pairs: pd.DataFrame) -> str:
+    if not len(pairs):
+        return ""
+    said = (
+        "left minus right, paired by seed. low, high, p_t and better take each row for itself: of many rows some "
+        f"exclude zero by chance. p_t_holm and p_wilcoxon_holm are corrected for all {len(pairs)} rows (Holm)."
+    )
+    return paragraph(said, "note") + table(pairs[PAIR_COLUMNS])
 
 
 def _transfer(transfer: pd.DataFrame) -> str:

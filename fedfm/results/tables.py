@@ -12,6 +12,8 @@ from fedfm.results.files import replace_text
 
 ESCAPES = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}"}
 
+NONE = "-"  # in the place of a score that is undefined
+
 
 def write_table(stem: Path, table: pd.DataFrame, caption: str, strong: Sequence[tuple[int, str]] = ()) -> None:
     """`<stem>.csv`, `.md`, `.tex`. strong: (row number, column) of cells set in bold in the last two."""
@@ -49,7 +51,10 @@ def _text(value: object) -> str:
 
 
 def main_table(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    """Setting by domain, `mean ± sd` of the shown models' primary scores; and which cells are the highest."""
+    """Setting by domain, `mean ± sd` of the shown models' primary scores; and which cells are the highest.
+
+    "-" where no seed has a score. All cells whose mean is printed like the highest are among the highest.
+    """
     shown = summary[summary["shown"] & summary["primary"]]
     domains, settings = list(dict.fromkeys(shown["domain"])), list(dict.fromkeys(shown["setting"]))
     by = shown.set_index(["setting", "domain"])
@@ -57,14 +62,21 @@ def main_table(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[int, str
     for setting in settings:
         row = {"setting": setting, "model": by.loc[setting]["model"].iloc[0]}
         for domain in domains:
-            row[domain] = _score(by.loc[(setting, domain)]) if (setting, domain) in by.index else ""
+            row[domain] = _score(by.loc[(setting, domain)]) if (setting, domain) in by.index else NONE
         first = by.loc[setting].iloc[0]
         rows.append(row | {"MB": f"{first['megabytes']:.1f}", "seconds": f"{first['seconds']:.0f}"})
     for domain in domains:
-        best = shown[shown["domain"] == domain]["mean"].idxmax()
-        strong.append((settings.index(shown.loc[best, "setting"]), domain))
+        means = shown[shown["domain"] == domain].set_index("setting")["mean"].dropna()
+        best = _printed(means.max())
+        strong += [(settings.index(name), domain) for name, mean in means.items() if _printed(mean) == best]
     return pd.DataFrame(rows), strong
 
 
 def _score(row: pd.Series) -> str:
-    return f"{row['mean']:.3f}" + ("" if math.isnan(row["sd"]) else f" ± {row['sd']:.3f}")
+    if math.isnan(row["mean"]):
+        return NONE
+    return _printed(row["mean"]) + ("" if math.isnan(row["sd"]) else f" ± {row['sd']:.3f}")
+
+
+def _printed(mean: float) -> str:
+    return f"{mean:.3f}"
