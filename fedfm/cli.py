@@ -211,10 +211,11 @@ def predict(
     RUN is the folder of a finished run. INPUT is an image file, a text, or a file with a text in each line.
     Printed are label, probability and input with tabs between them, or word/TAG word/TAG ... for each sentence.
     """
-    from fedfm.commands.predict import predict_lines
     from fedfm.engines.running import quiet_libraries
 
     quiet_libraries()
+    from fedfm.commands.predict import predict_lines
+
     for line in predict_lines(folder, inputs, domain, site):
         print(line)
 
@@ -233,10 +234,11 @@ def explain(
     By integrated gradients; needs the extra `explain`. RUN and INPUT are those of predict. The last line printed is the
     page, beside which its numbers lie as .csv; report.html of the run shows them too.
     """
-    from fedfm.commands.explain import explain as write
     from fedfm.engines.running import quiet_libraries
 
     quiet_libraries()
+    from fedfm.commands.explain import explain as write
+
     lines, warnings = write(folder, inputs, domain, site, steps, out)
     print(*lines, sep="\n")
     print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" if warnings else "", file=sys.stderr)
@@ -254,10 +256,11 @@ def export(
     RUN is the folder of a finished run, DEST a folder that is new or empty. Written are body, tokenizer, LoRA adapter
     (PEFT layout), heads and image adapters, lists of labels, and a model card.
     """
-    from fedfm.commands.export import export as write
     from fedfm.engines.running import quiet_libraries
 
     quiet_libraries()
+    from fedfm.commands.export import export as write
+
     print(write(folder, destination, site or ()))
 
 

@@ -232,6 +232,9 @@ QUIET = {
 
 
 def quiet_libraries() -> None:
-    """No telemetry, no look-ups, no progress bars of other libraries; a value that the user has set stays."""
+    """No telemetry, no look-ups, no progress bars of other libraries; a value that the user has set stays.
+
+    To be called before they are imported: some read these once, then.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
