@@ -23,11 +23,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `what` in a sentence, `where` it stands, how to `mend` it."""
+    """One thing that is wrong: `what` in a sentence, `where` it stands, how to `mend` it.
+
+    count: how many problems it stands for, which is more than one in a line such as "and 140 more".
+    """
 
     what: str
     where: str = ""
     mend: str = ""
+    count: int = 1
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -46,6 +50,11 @@ class FedfmError(Exception):
             problems = Problem(problems, where, mend)
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__(str(self))
+
+    @property
+    def count(self) -> int:
+        """How many problems there are, those that are not listed among them."""
+        return sum(problem.count for problem in self.problems)
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def show_error(error: FedfmError) -> None:
     """What, where, how to mend, for each problem; on standard error."""
     console = Console(stderr=True, highlight=False)
-    count = len(error.problems)
+    count = error.count
     title = {2: "wrong input", 1: "the run failed"}[error.exit_code]
     console.print(Text(f"error[{error.code}] {title}" + (f": {count} problems" if count > 1 else ""), "bold red"))
     for problem in error.problems:

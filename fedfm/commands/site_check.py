@@ -50,7 +50,7 @@ def _data(settings: SiteSettings) -> Finding:
         return Finding("data", "note", "generated: this site takes part in a trial", "source = the path of real data")
     found: CheckReport = check_path(Path(settings.source), part=True)
     if found.problems:
-        first, more = found.problems[0], len(found.problems) - 1
+        first, more = found.problems[0], sum(problem.count for problem in found.problems[1:])
         others = f" (and {more} more: fedfm data check)" if more else ""
         return Finding("data", "problem", f"{first.where}: {first.what}{others}", first.mend)
     train = int(found.rows[-1][1])

@@ -31,8 +31,8 @@ def refuse(problems: Sequence[Problem]) -> None:
         Problem(problem.what, problem.where) if problem.mend == after.mend else problem
         for problem, after in pairwise([*listed, Problem("")])
     ]
-    if len(problems) > MOST_LISTED:
-        listed.append(Problem(f"and {len(problems) - MOST_LISTED} more"))
+    if (more := len(problems) - MOST_LISTED) > 0:
+        listed.append(Problem(f"and {more} more", count=more))
     raise DataError(listed)
 
 
