@@ -22,7 +22,7 @@ from fedfm.results.comparison import BOUNDS, OVER, CellRun, curve_of
 from fedfm.results.figures import labels_figure, new_figure, save_figure, stamp
 from fedfm.results.lines import shorten
 from fedfm.results.statistics import interval
-from fedfm.results.style import DASHES, PALETTE, drawing
+from fedfm.results.style import DASHES, drawing, line_style
 
 MARKS = "osD^vP*X"
 
@@ -33,7 +33,7 @@ def draw_comparison(
     """Draw what there are numbers for into `target`; returns the files written."""
     target.mkdir(parents=True, exist_ok=True)
     styles = styles_of(list(dict.fromkeys(cells["setting"])))
-    curves = mean_curves(runs)
+    curves, info = mean_curves(runs), runs[0].folder.info
     generated = sorted({d for run in runs for d in run.folder.info.get("generated") or ()})
     shown = summary[summary["shown"] & summary["primary"]]
     bounds = set(cells[cells["strategy"].isin(BOUNDS)]["setting"])
@@ -42,7 +42,7 @@ def draw_comparison(
             ("curves", _curves(curves, "round", styles), curves),
             ("final", _final(shown, bounds, styles), shown),
             ("worst", _mean_and_worst(shown, styles), shown[shown["domain"].isin(OVER)]),
-            ("labels", *labels_figure(runs[0].folder.info.get("sites") or {})),
+            ("labels", *labels_figure(info.get("sites") or {}, list(info["primary"]))),
             ("traffic", _curves(curves[curves["megabytes"] > 0], "megabytes", styles), curves),
         ]
         if len(transfer):
@@ -54,11 +54,7 @@ def draw_comparison(
 
 def styles_of(settings: list[str]) -> dict[str, tuple[str, str, str]]:
     """Colour, dash and mark of each setting, told apart also without colour."""
-    count = len(PALETTE)
-    return {
-        name: (PALETTE[i % count], DASHES[(i // count) % len(DASHES)], MARKS[i % len(MARKS)])
-        for i, name in enumerate(settings)
-    }
+    return {name: (*line_style(i), MARKS[i % len(MARKS)]) for i, name in enumerate(settings)}
 
 
 def mean_curves(runs: list[CellRun]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from fedfm.profiling import phase
 from fedfm.results.lines import shorten
 from fedfm.results.run_folder import RunFolder
-from fedfm.results.style import DASHES, OTHER, PALETTE, SHADES, drawing
+from fedfm.results.style import OTHER, PALETTE, SHADES, drawing, line_style
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
 NAMED_LINES = 10  # more sites than this are drawn, but not named
@@ -56,7 +56,7 @@ def draw_figures(folder: RunFolder) -> list[Path]:
             drawn.append((f"metric_{domain}", *_metric_figure(metrics, domain, name)))
             stamp(drawn[-1][1], [domain] if domain in generated else [])
         drawn.append(("overview", *_overview_figure(metrics, primary)))
-        drawn.append(("labels", *labels_figure(info.get("sites") or {})))
+        drawn.append(("labels", *labels_figure(info.get("sites") or {}, list(primary))))
         for _, figure, _ in drawn[-2:]:
             stamp(figure, generated)
         drawn.append(("traffic", *_traffic_figure(folder.rounds)))
@@ -98,7 +98,7 @@ def _metric_figure(metrics: pd.DataFrame, domain: str, metric: str) -> tuple[Fig
     sites = list(validation[validation["scope"] == "site"].groupby("name"))
     named = len(sites) <= NAMED_LINES
     for number, (site, rows) in enumerate(sites):
-        colour, dash = _line_style(number + 1) if named else (OTHER, "-")
+        colour, dash = line_style(number + 1) if named else (OTHER, "-")
         axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=1, marker="o", markersize=2)
         ends += _end(rows, shorten(site, 24), colour) if named else []
     pooled = validation[validation["scope"] == "domain"]
@@ -126,7 +126,7 @@ def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Fi
     ends: list[End] = []
     for number, (domain, metric) in enumerate(primary.items()):
         rows = data[data["domain"] == domain]
-        colour, dash = _line_style(number)
+        colour, dash = line_style(number)
         axes.plot(rows["round"], rows["value"], color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=3.5)
         ends += _end(rows, f"{shorten(domain, 24)} {metric}", colour)
     for name, colour, dash in (("worst", "#777777", "--"), ("mean", "black", "-")):
@@ -135,10 +135,6 @@ def _overview_figure(metrics: pd.DataFrame, primary: dict[str, str]) -> tuple[Fi
         ends += _end(rows, name, colour)
     _name_lines(axes, ends)
     return figure, data[["round", "scope", "name", "domain", "metric", "value", "num_examples", "model"]]
-
-
-def _line_style(number: int) -> tuple[str, str]:
-    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
 
 
 def _score_axes(figure: Figure, title: str, label: str) -> Axes:
@@ -205,15 +201,16 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved.tolist()
 
 
-def labels_figure(sites: dict[str, dict]) -> tuple[Figure, pd.DataFrame]:
-    """Training labels at every site, one panel a domain."""
+def labels_figure(sites: dict[str, dict], domains: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
+    """Training labels at every site, one panel a domain, in the order of `domains`."""
     rows = [
         {"domain": site["domain"], "site": name, "label": label, "count": count}
         for name, site in sites.items()
         for label, count in (site.get("label_counts") or {}).get("train", {}).items()
     ]
     data = pd.DataFrame(rows, columns=["domain", "site", "label", "count"])
-    panels = [(domain, _label_table(part)) for domain, part in data.groupby("domain", sort=False)]
+    parts = dict(list(data.groupby("domain", sort=False)))
+    panels = [(domain, _label_table(parts[domain])) for domain in dict.fromkeys([*domains, *parts]) if domain in parts]
     heights = [0.9 + max(0.26 * len(table), 0.19 * table.shape[1]) for _, table in panels] or [1.0]
     figure = new_figure(6.8, sum(heights))
     grid = figure.add_gridspec(max(1, len(panels)), 1, height_ratios=heights)

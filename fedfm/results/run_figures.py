@@ -24,7 +24,7 @@ from fedfm.results.figures import DRAWN_SITES, new_figure, save_figure, stamp
 from fedfm.results.lines import shorten
 from fedfm.results.predictions import load_items
 from fedfm.results.run_folder import RunFolder
-from fedfm.results.style import DASHES, PALETTE, drawing
+from fedfm.results.style import PALETTE, drawing, line_style
 
 BINS = 10
 PHASES = ["train", "validation", "test"]
@@ -52,7 +52,7 @@ def draw_run_figures(folder: RunFolder) -> list[Path]:
             elif "spans" in items:
                 drawn.append(_entities(domain, items, labels))
         if calibrations:
-            drawn.append(_calibration(pd.concat(calibrations)))
+            drawn.append(_calibration(pd.concat(calibrations), list(info.get("primary") or cards)))
         for _, figure, _ in drawn:
             stamp(figure, generated)
         return [path for name, figure, data in drawn for path in save_figure(target / name, figure, data)]
@@ -96,11 +96,11 @@ def _bytes(folder: RunFolder, model: str) -> list[Drawn]:
         return []
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
-    for number, (domain, own) in enumerate(data.groupby("domain")):
-        label = f"{shorten(domain, 20)} {primary[domain]}"
-        axes.plot(
-            own["megabytes"], own["value"], DASHES[number % 4], color=PALETTE[number % 6], marker="o", label=label
-        )
+    for number, (domain, metric) in enumerate(primary.items()):
+        own, (colour, dash) = data[data["domain"] == domain], line_style(number)
+        if len(own):
+            label = f"{shorten(domain, 20)} {metric}"
+            axes.plot(own["megabytes"], own["value"], dash, color=colour, marker="o", label=label)
     axes.set_xlabel("MB sent, up and down, all sites")
     axes.set_ylabel("validation score")
     axes.set_title("Scores by what was sent")
@@ -118,7 +118,7 @@ def _drift(metrics: pd.DataFrame) -> list[Drawn]:
     titles = {"update_norm": "Norm of the update", "cosine_to_mean": "Cosine to the mean of all updates"}
     for axes, column in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, (site, own) in enumerate(data.groupby("name")):
-            colour, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
+            colour, dash = line_style(number)
             axes.plot(own["round"], own[column], dash, color=colour, marker="o", markersize=3, label=site)
         axes.set_title(titles[column])
         axes.set_xlabel("round")
@@ -215,13 +215,14 @@ def calibration(items: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return data.assign(ece=float(gap) if math.isfinite(gap) else math.nan)
 
 
-def _calibration(data: pd.DataFrame) -> Drawn:
+def _calibration(data: pd.DataFrame, order: list[str]) -> Drawn:
+    """`order`: of the run's domains, which gives each its colour in all figures."""
     figure = new_figure(4.6, 3.8)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
-    for number, (domain, own) in enumerate(data.groupby("domain", sort=False)):
-        label = f"{shorten(domain, 18)}, ECE {own['ece'].iloc[0]:.3f}"
-        axes.plot(own["said"], own["right"], DASHES[number % 4], color=PALETTE[number % 6], marker="o", label=label)
+    for domain, own in data.groupby("domain", sort=False):
+        label, (colour, dash) = f"{shorten(domain, 18)}, ECE {own['ece'].iloc[0]:.3f}", line_style(order.index(domain))
+        axes.plot(own["said"], own["right"], dash, color=colour, marker="o", label=label)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("probability of the prediction, mean of the bin")

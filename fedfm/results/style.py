@@ -11,10 +11,13 @@ import matplotlib as mpl
 from matplotlib.font_manager import fontManager
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with any common colour vision. Its yellow is too
-# faint for lines on white and its black is kept for means.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# faint for lines on white and its black is kept for means. The last four are darker, of Tol's muted and another brown
+# (https://personal.sron.nl/~pault/), for comparisons of many settings.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#7F5539",
+)  # fmt: skip
 DASHES = ("-", "--", ":", "-.")
-SHADES = (*PALETTE, "#F0E442", "#332288")  # eight kinds of bars; what is left is grey
+SHADES = (*PALETTE[:6], "#F0E442", "#332288")  # eight kinds of bars; what is left is grey
 OTHER = "#BBBBBB"
 STYLE = {
     "svg.hashsalt": "fedfm",
@@ -34,6 +37,11 @@ FALLBACKS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans",
     "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Thai",
 )  # fmt: skip
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and dash of the line with this number: first all colours solid, then all dashed, and so on."""
+    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
 
 
 @contextmanager
