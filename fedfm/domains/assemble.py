@@ -15,6 +15,7 @@ from fedfm.domains.checks import (
     warn_duplicates,
     warn_empty_texts,
     warn_part,
+    warn_single_class,
 )
 from fedfm.domains.draws import SHARES, cut_missing, generator
 from fedfm.domains.examples import Dataset, Examples
@@ -37,6 +38,7 @@ def assemble(raw: RawSource, task: Task, reading: Reading, seed: int, part: bool
         *reading.warnings,
         *(warn_part(raw.splits) if part else ()),
         *_warn_splits(missing, raw.whole, examples),
+        *(() if part else warn_single_class(examples, labels)),  # of a part the other sites may have the rest
         *warn_empty_texts(raw.splits),
         *warn_duplicates({split: examples[split] for split in SHARES}),
     ]

@@ -105,6 +105,22 @@ def warn_empty_texts(splits: Mapping[str, RawSplit]) -> list[str]:
     return [f"{_count(len(places), 'text')} empty (first: {places[0]})"] if places else []
 
 
+def warn_single_class(splits: Mapping[str, Examples], labels: Sequence[str]) -> list[str]:
+    """One sentence for each split of images, scored by auc, that has examples of one class only: auc ranks two."""
+    warnings = []
+    for split in ("validation", "test"):
+        examples = splits[split]
+        present = np.unique(examples.labels) if examples.task == "image-classification" else ()
+        if len(present) == 1:
+            warnings.append(single_class(f"the {split} split", labels[present[0]]))
+    return warnings
+
+
+def single_class(who: str, name: str) -> str:
+    """The sentence about images, in the words of `who`, whose only class is `name`."""
+    return f'a single class, "{name}", in {who}: auc is not defined there'
+
+
 def warn_duplicates(splits: Mapping[str, Examples]) -> list[str]:
     """One sentence for each pair of splits that share exact copies of an input: scores on them flatter."""
     contents = {split: [_content(item) for item in examples.inputs] for split, examples in splits.items()}

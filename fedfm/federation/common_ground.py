@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fedfm.domains.card import DomainCard
-from fedfm.domains.checks import nothing_to_tell_apart
+from fedfm.domains.checks import nothing_to_tell_apart, single_class
 from fedfm.errors import DataError
 from fedfm.federation.messages import SiteCard
 
@@ -58,7 +58,18 @@ def check_together(domain: str, cards: Sequence[SiteCard], missing: Sequence[str
         for split in ("validation", "test"):
             if unseen := sorted(_names(card, split, tagged) - trained):
                 warnings.append(f"{split} of site {card.site} has {_listed(unseen)}, which no site{here} trains on")
-    return warnings + _strangers(domain, cards, " that are there" if missing else "")
+    are_there = " that are there" if missing else ""
+    return warnings + _unranked(domain, cards, are_there) + _strangers(domain, cards, are_there)
+
+
+def _unranked(domain: str, cards: Sequence[SiteCard], here: str) -> list[str]:
+    """Splits of images that have one class over all sites; of one site alone its own warnings tell."""
+    warnings = []
+    for split in ("validation", "test") if cards[0].task == "image-classification" and len(cards) > 1 else ():
+        found = {name for card in cards for name in _names(card, split, tagged=False)}
+        if len(found) == 1:
+            warnings.append(single_class(f"the {split} data of all sites of domain {domain}{here} together", *found))
+    return warnings
 
 
 def _strangers(domain: str, cards: Sequence[SiteCard], here: str) -> list[str]:
