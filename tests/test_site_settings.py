@@ -32,9 +32,11 @@ def test_defaults_and_paths_from_the_files_folder(tmp_path, monkeypatch):
     assert settings.coordinator.root_certificates == str(tmp_path / "certs/ca.crt")
     assert settings.coordinator.private_key == "/run/secrets/st-mary"
     assert settings.coordinator.host_and_port == ("coordinator.example.org", 8000)
+    assert (settings.text_column, settings.label_column) == ("text", "label")
     assert settings.allow.model_dump(by_alias=True) == {
         "strategies": (), "tunings": ("head", "layernorm", "lora"), "max-rounds": 100, "min-examples": 10,
-        "groups": ("shared", "domain"), "max-releases": 0, "require-noise": False, "max-message-mib": 256.0,
+        "groups": ("shared", "domain"), "max-releases": 0, "require-noise": False, "min-examples-per-label": 2.0,
+        "max-message-mib": 256.0,
     }  # fmt: skip
 
 

@@ -48,7 +48,8 @@ def check_before_run(settings: SiteSettings) -> None:
 def _data(settings: SiteSettings) -> Finding:
     if settings.source == "generated":
         return Finding("data", "note", "generated: this site takes part in a trial", "source = the path of real data")
-    found: CheckReport = check_path(Path(settings.source), part=True)
+    columns = {"text-column": settings.text_column, "label-column": settings.label_column}
+    found: CheckReport = check_path(Path(settings.source), part=True, columns=columns)
     if found.problems:
         first, more = found.problems[0], sum(problem.count for problem in found.problems[1:])
         others = f" (and {more} more: fedfm data check)" if more else ""
@@ -59,6 +60,10 @@ def _data(settings: SiteSettings) -> Finding:
     if train < least:
         mend = "every order will be refused: more data, or a smaller allow.min-examples"
         return Finding("data", "problem", f"{what}, fewer than allow.min-examples = {least}", mend)
+    labels = len(found.rows) - 1
+    if settings.allow.finds_free_labels(found.task, labels, train):
+        mend = "the names of labels leave the site: label-column, or a smaller allow.min-examples-per-label"
+        return Finding("data", "problem", f"{what}, and {labels} labels, nearly as many", mend)
     return Finding("data", "note" if found.warnings else "ok", what, "; ".join(found.warnings[:2]))
 
 

@@ -22,6 +22,7 @@ from fedfm.config.section import Section
 from fedfm.errors import ConfigError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+FEW_LABELS = 20  # up to so many no rule of examples a label: a site may be small
 ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
 
 
@@ -58,7 +59,16 @@ class AllowConfig(Section):
     )
     max_releases: int = Field(0, ge=0, description="updates that may ever leave, over all runs; 0: no limit")
     require_noise: bool = Field(False, description="only orders whose [update] clips and noises all that leaves")
+    min_examples_per_label: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="training examples a label, on average, that data with more than 20 labels need; 0: no rule"
+    )
     max_message_mib: Annotated[float, Field(gt=0)] = Field(256.0, description="largest message, each way, in MiB")
+
+    def finds_free_labels(self, task: str, labels: int, examples: int) -> bool:
+        """Are labels so many that they look like names, numbers or whole texts? Tags have a form of their own."""
+        return (
+            task != "token-classification" and labels > FEW_LABELS and examples < self.min_examples_per_label * labels
+        )
 
 
 class SiteSettings(Section):
@@ -67,6 +77,8 @@ class SiteSettings(Section):
     site: str = Field(pattern=NAME, description="a word of letters, digits, ., - and _")
     domain: str = Field(pattern=NAME, description="a word of letters, digits, ., - and _")
     source: str = Field(min_length=1, description='file or folder of the data; "generated" for a trial')
+    text_column: str = Field("text", min_length=1, description="of a table: its texts")
+    label_column: str = Field("label", min_length=1, description="of a table: its labels, whose names leave the site")
     state: str = Field("state", min_length=1, description="folder on this site's disk for what it keeps")
     coordinator: CoordinatorConfig
     allow: AllowConfig = AllowConfig()

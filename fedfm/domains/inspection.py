@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,20 @@ class CheckReport:
         return not self.problems
 
 
-def check_path(path: Path, settings: DomainConfig | None = None, seed: int = 0, part: bool = False) -> CheckReport:
+def check_path(
+    path: Path,
+    settings: DomainConfig | None = None,
+    seed: int = 0,
+    part: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> CheckReport:
     """Read a source as a run would and report; never raises DataError. Without `settings` the task is guessed.
 
-    `part`: as for `read_source`.
+    `part`: as for `read_source`. `columns`: text-column and label-column, beside a guessed task.
     """
     task, name = (settings.task if settings else ""), ""
     try:
-        settings = settings or DomainConfig(task=guess_task(path))
+        settings = settings or DomainConfig.model_validate({"task": guess_task(path), **(columns or {})})
         task = settings.task
         name = recognise(path, task).name
         dataset = read_source(path, settings, seed, part)

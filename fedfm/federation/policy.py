@@ -19,7 +19,7 @@ from fedfm.config import RunConfig
 from fedfm.config.site import AllowConfig, SiteSettings
 from fedfm.errors import Problem, did_you_mean
 from fedfm.federation.compression import ENCODED
-from fedfm.federation.messages import Answer, Order, split_more
+from fedfm.federation.messages import Answer, Order, SiteCard, split_more
 from fedfm.strategies import Strategy, make_strategy
 
 MIB = 2**20
@@ -30,7 +30,7 @@ def problems_of_run(settings: SiteSettings, config: RunConfig) -> list[Problem]:
     """What of a run, as its configuration tells it, this site does not allow."""
     allow, strategy, rounds = settings.allow, make_strategy(config.strategy), config.rounds
     name, tuning, attack = config.strategy.name, config.body.tuning, config.simulation.attack
-    found = _problems_of_place(settings, config)
+    found = _problems_of_place(settings, config) + _problems_of_columns(settings, config)
     if allow.strategies and name not in allow.strategies:
         found.append(Problem(f'it allows only {_listed(allow.strategies)}, not "{name}"', "strategy.name", ASK))
     if tuning not in allow.tunings:
@@ -57,6 +57,19 @@ def _problems_of_place(settings: SiteSettings, config: RunConfig) -> list[Proble
         what = f'it is a site of domain "{settings.domain}", and in the configuration of "{sites[settings.site]}"'
         return [Problem(what, "domains", "one of the two files is wrong")]
     return []
+
+
+def _problems_of_columns(settings: SiteSettings, config: RunConfig) -> list[Problem]:
+    """What a column holds leaves the site as the names of labels: which one that is, is not for the coordinator."""
+    found, domain = [], config.domains.get(settings.domain)
+    pairs = {"text-column": ("text_column", "texts"), "label-column": ("label_column", "labels")}
+    for key, (name, which) in pairs.items() if domain else ():
+        own, asked = getattr(settings, name), getattr(domain, name)
+        if own != asked:
+            what = f'it was asked to read its {which} from the column "{asked}", and its site.toml says "{own}"'
+            mend = f'set it to "{own}"; or the site\'s owner allows the other with {key} = "{asked}" in its site.toml'
+            found.append(Problem(what, f"domains.{settings.domain}.{key}", mend))
+    return found
 
 
 def _problems_of_noise(config: RunConfig, strategy: Strategy) -> list[Problem]:
@@ -99,9 +112,15 @@ def problems_of_answer(
     return _of_site(settings, found)
 
 
-def problems_of_examples(settings: SiteSettings, examples: int) -> list[Problem]:
-    """`examples`: of the training split."""
-    return _of_site(settings, _problems_of_examples(settings.allow, examples))
+def problems_of_card(settings: SiteSettings, card: SiteCard) -> list[Problem]:
+    """What of a site's own description must not leave."""
+    examples = card.num_examples("train")
+    found = _problems_of_examples(settings.allow, examples)
+    if settings.allow.finds_free_labels(card.task, len(card.labels), examples):
+        what = "its labels are nearly as many as its training examples, and the names of labels would leave it"
+        mend = "at the site: its log has the numbers, label-column says where labels are read"
+        found.append(Problem(what, "allow.min-examples-per-label", mend))
+    return _of_site(settings, found)
 
 
 def _problems_of_examples(allow: AllowConfig, examples: int) -> list[Problem]:

@@ -57,8 +57,17 @@ class RealSite:
         _refuse(policy.problems_of_run(settings, config))
         with self._telling_no_data():
             card = site_card(config, settings.domain, settings.site, settings.source)
-        _refuse(policy.problems_of_examples(settings, card.num_examples("train")))
+        self._say_of_labels(card)
+        _refuse(policy.problems_of_card(settings, card))
         return replace(card, source=Path(settings.source).name)
+
+    def _say_of_labels(self, card: SiteCard) -> None:
+        """In numbers what the coordinator is told in words only."""
+        allow, labels, examples = self.settings.allow, len(card.labels), card.num_examples("train")
+        if allow.finds_free_labels(card.task, labels, examples):
+            least = f"allow.min-examples-per-label = {allow.min_examples_per_label:g} demands more"
+            column = f'they are read from the column "{self.settings.label_column}" where the data are a table'
+            self.say(f"{labels} labels for {examples} training examples: {least}; {column}")
 
     def accept(self, order: Order, received: Arrays) -> Order:
         """The order as this site follows it: on its own data, with its own folder for what it keeps.

@@ -17,11 +17,13 @@ from fedfm.federation.client_app import app
 COORDINATOR = {"address": "localhost:8000", "root-certificates": "ca.crt", "private-key": "key"}
 
 
-def settings_for(folder: Path, site: str, domain: str, source: str = "generated", **allow: Any) -> SiteSettings:
-    """`allow`: keys with underscores; one training example is enough."""
+def settings_for(
+    folder: Path, site: str, domain: str, source: str = "generated", own: dict[str, str] | None = None, **allow: Any
+) -> SiteSettings:
+    """`own`: further keys of the file. `allow`: keys with underscores; one training example is enough."""
     rules = {name.replace("_", "-"): value for name, value in {"min_examples": 1, **allow}.items()}
-    own = {"site": site, "domain": domain, "source": source, "state": str(folder / site)}
-    return SiteSettings.model_validate({**own, "coordinator": COORDINATOR, "allow": rules})
+    here = {"site": site, "domain": domain, "source": source, "state": str(folder / site), **(own or {})}
+    return SiteSettings.model_validate({**here, "coordinator": COORDINATOR, "allow": rules})
 
 
 def write_settings(settings: SiteSettings, folder: Path) -> Path:
@@ -37,16 +39,16 @@ def write_settings(settings: SiteSettings, folder: Path) -> Path:
 
 def real_sites(
     folder: Path, sites: dict[str, str], before: Callable[[str, Message], None] = lambda site, message: None,
-    sources: dict[str, str] | None = None, **allow: Any,
+    sources: dict[str, str] | None = None, own: dict[str, str] | None = None, **allow: Any,
 ) -> NodeApp:  # fmt: skip
     """A node app whose nodes are the real sites of `sites` (site -> domain), each with a site.toml of its own.
 
-    `before` is called with every message before its site sees it. `allow`: of all sites.
+    `before` is called with every message before its site sees it. `own`, `allow`: of all sites.
     """
     files = {}
     for node, (site, domain) in enumerate(sites.items(), 1):
         source = (sources or {}).get(site, "generated")
-        files[node] = site, write_settings(settings_for(folder, site, domain, source, **allow), folder)
+        files[node] = site, write_settings(settings_for(folder, site, domain, source, own, **allow), folder)
 
     def node_app(message: Message, context: Context) -> Message:
         node = message.metadata.dst_node_id
