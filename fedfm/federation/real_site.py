@@ -52,14 +52,22 @@ class RealSite:
     settings: SiteSettings
 
     def card(self, config: RunConfig) -> SiteCard:
-        """What the site tells of itself to a run that it allows; of its data's path only the last name."""
+        """What the site tells of itself to a run that it allows: not where its data lie, of warnings the number."""
         settings = self.settings
         _refuse(policy.problems_of_run(settings, config))
         with self._telling_no_data():
             card = site_card(config, settings.domain, settings.site, settings.source)
         self._say_of_labels(card)
         _refuse(policy.problems_of_card(settings, card))
-        return replace(card, source=Path(settings.source).name)
+        source = "generated" if settings.source == "generated" else ""
+        return replace(card, source=source, warnings=self._without_words(card.warnings))
+
+    def _without_words(self, warnings: Sequence[str]) -> tuple[str, ...]:
+        """Warnings name files, folders and labels: they are for the site's own log."""
+        for warning in warnings:
+            self.say(f"of the data: {warning}")
+        count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        return (f'site "{self.settings.site}" has {count} about its data: its own log says more',) if warnings else ()
 
     def _say_of_labels(self, card: SiteCard) -> None:
         """In numbers what the coordinator is told in words only."""

@@ -27,7 +27,7 @@ def configuration(folder: RunFolder) -> str:
 
 
 def data(folder: RunFolder) -> str:
-    """A row a site: source, digest, examples of each split; and licences that lie beside the sources."""
+    """A row a site: source ("": a real site's own), digest, examples of each split; licences beside the sources."""
     info, rows, licences = folder.info, [], {}
     root = Path(folder.config.data_root)
     for site, about in (info.get("sites") or {}).items():
@@ -36,7 +36,7 @@ def data(folder: RunFolder) -> str:
         }
         rows.append({"site": site, "domain": about["domain"], "source": about["source"], **counts}
                     | {"sha256": about["sha256"][:16]})  # fmt: skip
-        text = "" if about["source"] == "generated" else _licence(root / about["source"])
+        text = "" if about["source"] in ("", "generated") else _licence(root / about["source"])
         if text:
             licences[about["source"]] = text
     notes = "".join(folded(f"licence of {source}", f"<pre>{escape(text)}</pre>") for source, text in licences.items())

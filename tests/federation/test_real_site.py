@@ -68,7 +68,7 @@ def test_its_own_source_takes_the_place_of_the_configurations(tmp_path):
     elsewhere = tiny(tmp_path / "runs", "data-root=/nowhere", finance=TEXTS | {"source": "never.csv"})
     real = train_federation(elsewhere, real_sites(tmp_path, SITES, sources=sources))
     assert real.sha256 == simulated.sha256
-    assert real.folder.info["sites"]["finance-1"]["source"] == "finance-1.csv"  # the name, and not where it lies
+    assert real.folder.info["sites"]["finance-1"]["source"] == ""  # not even a name of what lies there
 
 
 def test_who_has_sent_its_last_update_is_left_out_with_the_reason(tmp_path):

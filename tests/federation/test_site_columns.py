@@ -92,3 +92,26 @@ def test_the_bound_of_examples_a_label(tmp_path, task, labels, examples, least, 
     card = SiteCard("finance-1", "finance", task, names, None, {"train": counts}, "", "")
     settings = settings_for(tmp_path, "finance-1", "finance", min_examples_per_label=least)
     assert bool(policy.problems_of_card(settings, card)) == refused
+
+
+def test_where_data_lie_and_what_is_odd_about_them_stays_at_the_site(tmp_path, capfd):
+    """A folder of tables with one that is not used, which a warning names."""
+    sources = {}
+    for site in SITES:
+        secret = tmp_path / f"{site} ward 7"
+        secret.mkdir()
+        table = Path(customers(tmp_path)[site]).read_text(encoding="utf-8")
+        for name in ("train", "training"):
+            (secret / f"{name}.csv").write_text(table, encoding="utf-8")
+        sources[site] = str(secret)
+    done = train_federation(tiny(tmp_path / "runs", finance=ALL), real_sites(tmp_path, SITES, sources=sources))
+    words = "".join(
+        (done.folder.path / name).read_text(encoding="utf-8") for name in ("events.jsonl", "run.json", "report.html")
+        if (done.folder.path / name).exists()
+    )  # fmt: skip
+    for site in SITES:
+        assert f'site \\"{site}\\" has 4 warnings about its data: its own log says more' in words
+    assert "ward 7" not in words and "training.csv" not in words
+    assert done.folder.info["sites"]["finance-1"]["source"] == ""
+    log = capfd.readouterr().err
+    assert 'fedfm: of the data: "training.csv" is not used' in log
