@@ -84,9 +84,14 @@ def _compare(first: Chain, second: Chain) -> bool:
     found = agree(*tell_apart(first, second))
     for lost in found.lost:
         print(f"  lost: {lost}")
+    for refusal in found.unrecorded:
+        print(f"  without a record: {refusal}")
     for difference in found.differences:
         print(f"disagreement: {difference}")
     if found.differences:
         return False
     print(f"{found.crossed} messages crossed, and both records say the same of each")
+    if found.unrecorded:
+        many = len(found.unrecorded)
+        print(f"{many} refusal{'s' if many > 1 else ''} of a site that could not write its record, which it may send")
     return True

@@ -38,6 +38,7 @@ from fedfm.errors import AuditError, FedfmError, RunError
 from fedfm.federation.keys import fingerprint, fingerprint_of_file
 from fedfm.federation.messages import from_record, order_of, read_query, size_of, write_problem
 from fedfm.federation.real_site import settings_of
+from fedfm.results import agreement
 from fedfm.results.audit import Audit
 
 WITNESS = "audit"  # the record of a message that holds the digest of its line in the sender's file
@@ -140,7 +141,7 @@ def audited(message: Message, context: Context, call_next: Callable[[Message, Co
 def _unrecorded(error: FedfmError, message: Message) -> Message:
     """Without a record nothing leaves a site, this sentence apart."""
     print(f"fedfm: {error}", file=sys.stderr, flush=True)
-    what = f"the site keeps no record of its messages, and so sends nothing: {error.problems[0].what}"
+    what = f"{agreement.UNRECORDED}: {error.problems[0].what}"
     return write_problem(RunError(what, mend="at the site: fedfm site check"), message)
 
 

@@ -3,7 +3,8 @@
 Whoever gets a message writes down the digest of the line by which its sender sealed it (`head`). So every line `...-in`
 of one file names one line `...-out` of the other, and that line must be there and say the same. A line that is named
 and missing was taken out, rewritten, or cut off with the end of its file. A line `...-out` that nobody names is a
-message that was lost, or came too late to be taken: it is told, and is no disagreement.
+message that was lost, or came too late to be taken: it is told, and is no disagreement. So is the one refusal that a
+site may send without a line of its own, the sentence that it can write none (`UNRECORDED`).
 
 Compared is what both sides know of a message, not when it was sent or where in a file it stands.
 """
@@ -19,7 +20,9 @@ from fedfm.results.audit import Chain, Entry
 
 ABOUT = ("flower_run", "run", "round", "phase", "site", "domain")
 HELD = ("config", "tensors", "bytes", "sha256", "numbers", "left_out", "reasons")
-IN, OUT = "-in", "-out"
+MESSAGES = ("query", "order", "card", "update", "tally", "refusal")  # a line "left-out" is of none that was sent
+IN, OUT = {f"{kind}-in" for kind in MESSAGES}, {f"{kind}-out" for kind in MESSAGES}
+UNRECORDED = "the site keeps no record of its messages, and so sends nothing"  # how that sentence begins
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Difference:
 
 @dataclass
 class Agreement:
-    """`crossed`: messages on which both sides agree. `lost`: what was sent and not taken in."""
+    """`crossed`: messages on which both sides agree. `lost`: what was sent and not taken in. `unrecorded`: refusals of
+    a site that could not write its record."""
 
     crossed: int = 0
     differences: list[Difference] = field(default_factory=list)
     lost: list[Difference] = field(default_factory=list)
+    unrecorded: list[Difference] = field(default_factory=list)
 
 
 def agree(site: Chain, coordinator: Chain) -> Agreement:
@@ -82,15 +87,18 @@ def _match(
 ) -> None:
     """What `here` has taken in against what the other side has sent."""
     there = {"site": "coordinator", "coordinator": "site"}[here]
-    sent = {entry.sha256: (line, entry) for line, entry in everything.entries.items() if entry.kind.endswith(OUT)}
+    sent = {entry.sha256: (line, entry) for line, entry in everything.entries.items() if entry.kind in OUT}
     taken = set()
     for line, entry in receiver.items():
         head = entry.fields.get("head")
         if head:
             taken.add(head)
-        if not entry.kind.endswith(IN):
+        if entry.kind not in IN:
             continue
-        kind = entry.kind.removesuffix(IN)
+        kind = entry.kind.removesuffix("-in")
+        if not head and is_unrecorded(entry):
+            found.unrecorded.append(Difference(here, line, entry.fields["reasons"][0]))
+            continue
         if head not in sent:
             what = f"it has taken in {_named(kind, entry)}, and the {there}'s record of sending it is not there"
             found.differences.append(Difference(here, line, what))
@@ -102,13 +110,19 @@ def _match(
         else:
             found.crossed += 1
     for line, entry in sender.items():
-        if entry.kind.endswith(OUT) and entry.sha256 not in taken:
-            what = f"{_named(entry.kind.removesuffix(OUT), entry)} was sent, and the {here} has not taken it in"
+        if entry.kind in OUT and entry.sha256 not in taken:
+            what = f"{_named(entry.kind.removesuffix('-out'), entry)} was sent, and the {here} has not taken it in"
             found.lost.append(Difference(there, line, what))
 
 
+def is_unrecorded(entry: Entry) -> bool:
+    """Is it the refusal of a site that could not write its record? It holds nothing but its sentence."""
+    reasons = entry.fields.get("reasons") or [""]
+    return entry.kind == "refusal-in" and len(reasons) == 1 and str(reasons[0]).startswith(UNRECORDED)
+
+
 def _unlike(kind: str, entry: Entry, other: Entry) -> Iterable[str]:
-    if other.kind != f"{kind}{OUT}":
+    if other.kind != f"{kind}-out":
         yield f"kind ({other.kind})"
     for name in (*ABOUT, *HELD):
         if entry.fields.get(name) != other.fields.get(name):
