@@ -7,7 +7,7 @@ other's record up to the last message that came, ends included (`results.agreeme
     out, in of           fields beside flower_run, run, round, phase, site, domain, peer
     query                config (sha256 of the configuration that the coordinator sends)
     order                config, tensors [[name, shape, dtype, bytes], ...], bytes, sha256 of the tensors
-    card                 bytes, sha256 of the text
+    card                 bytes, sha256 of the text; at the site also card, the text itself
     update, tally        tensors, bytes, sha256, numbers {name: [text of each site's]}, left_out {site: reason}
     refusal              reasons
 
@@ -201,7 +201,10 @@ class SiteRecord:
     def sent(self, about: Facts, message: Message, reply: Message) -> Message:
         """Seal what is about to go; the reply, with its witness."""
         kind = kind_of(message, reply)
-        entry = self.audit.add(f"{kind}-out", **about, **contents(reply.content, kind))
+        held = contents(reply.content, kind)
+        if kind == "card":  # labels and counts, which no digest tells who asks later what has left
+            held["card"] = str(reply.content["cards"]["json"])
+        entry = self.audit.add(f"{kind}-out", **about, **held)
         reply.content[WITNESS] = ConfigRecord({"head": entry.sha256})
         return reply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -115,9 +116,20 @@ def _sent(sent: list[tuple[int, Entry]]) -> str:
         table([_row(line, entry) for line, entry in sent])
         + paragraph("sha256: over names and values of the tensors; the coordinator's record has the same.", "note")
         + folded("what the words mean", table(kinds))
+        + folded("what the site has told of itself", table(_cards(sent)))
         + folded("the tensors by name, and how often each was sent", table(tensors.values()))
         + folded("the numbers that were told beside them", table(_numbers(sent)))
     )
+
+
+def _cards(sent: Iterable[tuple[int, Entry]]) -> list[dict[str, Any]]:
+    """A row for each thing that a card says; cards of records from before they were written down have none."""
+    return [
+        {"line": line, "what": name.replace("_", " "), "is": json.dumps(value, ensure_ascii=False)}
+        for line, entry in sent
+        for card in json.loads(entry.fields.get("card", "[]"))
+        for name, value in card.items()
+    ]
 
 
 def _numbers(sent: Iterable[tuple[int, Entry]]) -> list[dict[str, Any]]:
