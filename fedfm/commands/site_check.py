@@ -70,7 +70,7 @@ def _data(settings: SiteSettings) -> Finding:
 def _state(settings: SiteSettings) -> Finding:
     folder = Path(settings.state)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

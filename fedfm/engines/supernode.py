@@ -58,12 +58,27 @@ def run_site(settings: SiteSettings, file: Path, say: Say) -> None:
     two processes ended.
     """
     home = Path(settings.state) / "flower"
-    home.mkdir(parents=True, exist_ok=True)
-    with _stoppable() as stopped:
+    with _stoppable() as stopped, only_for_this_user(Path(settings.state), say):
+        home.mkdir(parents=True, exist_ok=True)
         wait_for_coordinator(settings, say, stopped)
         if not stopped.is_set():
             _run_processes(settings, file, home, say, stopped)
     say("stopped")
+
+
+@contextmanager
+def only_for_this_user(state: Path, say: Say) -> Iterator[None]:
+    """Nobody else may read what a site keeps, and what its processes write from now on."""
+    before = os.umask(0o077)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        try:
+            state.chmod(0o700)
+        except OSError as error:  # a mounted folder that is its group's to write
+            say(f"who else may read {state} is for its owner to say: {error.strerror}")
+        yield
+    finally:
+        os.umask(before)
 
 
 def wait_for_coordinator(settings: SiteSettings, say: Say, stopped: threading.Event) -> None:

@@ -23,7 +23,7 @@ from fedfm.errors import ConfigError, DataError, FedfmError, PolicyError, Proble
 from fedfm.federation import policy
 from fedfm.federation.messages import Answer, Order, SiteCard
 from fedfm.federation.site_data import forget_data, parse_config, site_card
-from fedfm.federation.site_disk import Releases, check_same_data, run_folder
+from fedfm.federation.site_disk import Releases, check_same_data, drop_cache, drop_other_caches, run_folder
 from fedfm.federation.site_store import drop_private
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -86,6 +86,7 @@ class RealSite:
         released = Releases(Path(settings.state)).count()
         _refuse(policy.problems_of_order(settings, config, order, received, released))
         folder = run_folder(Path(settings.state), order.folder)
+        drop_other_caches(folder)
 
         def digest() -> str:
             forget_data()  # what this process may have read of them before
@@ -96,7 +97,11 @@ class RealSite:
         return replace(order, source=settings.source, folder=str(folder))
 
     def release(self, order: Order, received: Arrays, answer: Answer) -> Answer:
-        """The answer, once it may leave and, if it is an update, has been counted. Raises PolicyError."""
+        """The answer, once it may leave and, if it is an update, has been counted. Raises PolicyError.
+
+        With the scores of the test a run is over: what it made of the data goes."""
+        if "test" in {order.split, *(split for split, _ in order.beside)}:
+            drop_cache(Path(order.folder))
         for part in (answer, *answer.beside.values()):
             for reason in part.left_out.values():
                 self.say(reason)

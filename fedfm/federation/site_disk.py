@@ -3,6 +3,7 @@
     releases.json            how many updates have ever left, counted before each leaves
     runs/<run>/data.json     digest of the data that the site had at the run's first order
     runs/<run>/checkpoint/   private tensors between rounds; .unused: of an update that the coordinator did not use
+    runs/<run>/cache/        what frozen layers make of the data, until the test is scored or another run comes
 
 A run is known by the name of the coordinator's run folder, which is checked here: nothing else of what a coordinator
 names becomes a path.
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,18 @@ def run_folder(state: Path, coordinators_folder: str) -> Path:
     folder = state / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def drop_cache(folder: Path) -> None:
+    """Remove what a run made of the data; it can be made again. A site plays one message at a time."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def drop_other_caches(folder: Path) -> None:
+    """Those of all runs of this site but one: of a run that was killed no order ever says that it is over."""
+    for other in folder.parent.iterdir():
+        if other != folder:
+            drop_cache(other)
 
 
 class Releases:
