@@ -33,15 +33,21 @@ kind_of() {
     esac
 }
 
+# In a folder of its own, which takes its place in one step: an authority is there whole or not at all.
 make_authority() {
-    if [ -e "$OUT/authority/ca.key" ]; then say "kept  $OUT/authority"; return; fi
-    mkdir -p "$OUT/authority"
-    openssl ecparam -name prime256v1 -genkey -noout -out "$OUT/authority/ca.key"
-    openssl req -x509 -new -key "$OUT/authority/ca.key" -sha256 -days "$AUTHORITY_DAYS" -subj "/O=fedfm/CN=fedfm authority" \
+    authority=$OUT/authority
+    if [ -e "$authority/ca.key" ] && [ -e "$authority/ca.crt" ]; then say "kept  $authority"; return; fi
+    for file in "$authority"/ca.*; do [ ! -e "$file" ] || fail "$file is but half of an authority: move $authority away"; done
+    fresh=$work/authority
+    mkdir "$fresh"
+    openssl ecparam -name prime256v1 -genkey -noout -out "$fresh/ca.key"
+    openssl req -x509 -new -key "$fresh/ca.key" -sha256 -days "$AUTHORITY_DAYS" -subj "/O=fedfm/CN=fedfm authority" \
         -addext basicConstraints=critical,CA:TRUE,pathlen:0 -addext keyUsage=critical,keyCertSign,cRLSign \
-        -out "$OUT/authority/ca.crt"
-    chmod 644 "$OUT/authority/ca.crt"
-    say "made  $OUT/authority: signs certificates; keep ca.key off line"
+        -out "$fresh/ca.crt" 2> "$work/log" || fail "openssl: $(cat "$work/log")"
+    chmod 644 "$fresh/ca.crt"
+    [ ! -d "$authority" ] || rmdir "$authority"
+    mv "$fresh" "$authority"
+    say "made  $authority: signs certificates; keep ca.key off line"
 }
 
 make_coordinator() {
@@ -58,10 +64,11 @@ make_coordinator() {
         return
     fi
     [ ! -e "$folder/server.key" ] || fail "$folder/server.key has no server.crt beside it: move it away"
+    mkdir -p "$OUT"
+    work=$(mktemp -d "$OUT/.new-XXXXXX")  # on the same disk, so that a move is one step
+    trap 'rm -rf "$work"' EXIT
     make_authority
     mkdir -p "$folder"
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
     openssl ecparam -name prime256v1 -genkey -noout -out "$work/server.key"
     openssl req -new -key "$work/server.key" -subj "/O=fedfm/CN=coordinator" -out "$work/request"
     printf '%s\n' "subjectAltName=$wanted" extendedKeyUsage=serverAuth basicConstraints=critical,CA:FALSE \
