@@ -14,8 +14,8 @@ train as rows of one matrix, and what comes up is the mean of their changes by e
 strategy must see each.
 
 A tally is sums and counts; of images it also holds their class probabilities, sorted within each true class, which an
-exact pooled AUC needs. Tensors are named `<group>/<tensor>`. No example, no gradient of a single step and no frozen
-body is in any message.
+exact pooled AUC needs. Tensors are named `<group>/<tensor>`. No example and no frozen body is in any message; an update
+is the change after all steps of a round, which may be one. docs/site.md lists all that leaves a site, by these names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ LARGEST_CARD = 2**20  # bytes, of one site: names, counts and digests
 
 @dataclass(frozen=True)
 class SiteCard:
-    """What a site says of itself when asked: no example, no value, only names, sizes and digests."""
+    """What a site says of itself when asked: names of labels, sizes and digests. A real site gives no `source`, and of
+    `warnings` the number."""
 
     site: str
     domain: str

@@ -106,7 +106,8 @@ def score_beside(order: Order, received: Mapping[str, np.ndarray]) -> dict[Scori
 
 def _keep_items(order: Order, sites: Sequence[str], scored: Sequence[Scored]) -> None:
     """In a simulation the test outcomes of every example stay in the run's folder; they are in no message."""
-    if order.split == "test" and parse_config(order.config).engine.name != "flower" and Path(order.folder).is_dir():
+    is_simulated = not order.source and parse_config(order.config).engine.name != "flower"
+    if order.split == "test" and is_simulated and Path(order.folder).is_dir():
         for site, one in zip(sites, scored, strict=True):
             save_items(Path(order.folder), order.model, order.card.domain, site, one.items())
 

@@ -13,14 +13,16 @@ from fedfm.results.lines import in_bytes
 from fedfm.results.page import folded, page, paragraph, table
 
 CANNOT_LEAVE = (
-    "By construction no message holds an example, a label of a single example, a gradient of a single step, or the "
-    "frozen body: an update is the change of the tensors that train and are shared, after all local steps of a round; "
-    "a tally is sums and counts over a whole split (of images it also holds their class probabilities, sorted within "
-    "each class, for an exact AUC); a card, sent once, says the site's labels, how many examples it holds of each, the "
-    "size of its images, and a digest of its data."
+    "By construction no message holds an example, its place in the data, or the frozen body: an update is the change "
+    "of the tensors that train and are shared, after all local steps of a round (which the coordinator may order to be "
+    "one), beside it go the mean loss, the numbers of examples and steps, the norm of the update, the share of texts "
+    "that were cut, and seconds; a tally is sums and counts over a whole split (of images it also holds their class "
+    "probabilities, sorted within each class, for an exact AUC); a card, sent once, says the site's labels, how many "
+    "examples it holds of each, mean and deviation of the words of its texts, the size of its images, how many "
+    "warnings its data have, and a digest of them."
 )
 WHAT_IT_IS = {
-    "card": "what the site says of itself, once a run: labels, numbers of examples, a digest of its data",
+    "card": "what the site says of itself, once a run: labels, numbers of examples and words, a digest of its data",
     "update": "the change of the trained tensors after a round of local training, and its loss and sizes",
     "tally": "counts of right and wrong predictions over a whole split",
     "refusal": "a sentence that says why the site did not do what it was asked",
