@@ -11,7 +11,7 @@ from fedfm.errors import ConfigError, Problem
 
 FREE = (  # how long, where and on what it runs, what is told of it; data that moved are known by their digests
     "rounds", "data-root", "runs.*", "tracking.*", "engine.*", "evaluation.*", "early-stopping.*", "*.source",
-    "sampling.minimum-sites", "domains.*.minimum-sites",
+    "sampling.minimum-sites", "domains.*.minimum-sites", "domains.*.site.*.key",
 )  # fmt: skip
 BOUND = ("engine.dtype",)  # though FREE names it
 

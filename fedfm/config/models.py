@@ -87,10 +87,14 @@ class EarlyStoppingConfig(Section):
     metric: str = Field("mean", description='"mean", "worst", or a domain\'s name: its primary metric')
 
 
+KEY = r"^(SHA256:[A-Za-z0-9+/]{43})?$"
+
+
 class SiteConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a word of letters, digits, ., - and _")
     source: str = ""
     lora_rank: int = Field(0, ge=0, description="rank of its LoRA, at most body.lora-rank; 0: as its domain")
+    key: str = Field("", pattern=KEY, description="SHA256:... as ssh-keygen -lf prints it: who else comes is refused")
 
 
 class DomainConfig(Section):

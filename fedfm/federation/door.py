@@ -127,7 +127,8 @@ class Door:
         if problem is not None:
             if reply.has_error():  # of Flower's, not the site's own
                 self._ask_again[node] = time.monotonic() + RETRY_SECONDS
-            found.refused.append(Refusal(problem, node, sites_of_problem(reply)))
+            sites = tuple(site for site in sites_of_problem(reply) if not self._foreign(site, node))
+            found.refused.append(Refusal(problem, node, sites))
         for card in cards:
             if error := self._unfit(card, node):
                 if isinstance(error, EngineError):
@@ -143,6 +144,8 @@ class Door:
         if expected.get(card.site) != card.domain:
             what = f'a node says that it is site "{card.site}" of domain {card.domain}; the configuration has none such'
             return EngineError(what, mend=f"its sites are {', '.join(expected)}")
+        if foreign := self._foreign(card.site, node):
+            return foreign
         if self.roll.nodes.get(card.site, node) != node:
             return EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")
         if not self.config.engine.superlink:
@@ -152,6 +155,15 @@ class Door:
         if sha256 != card.sha256:
             return changed_data(card)
         return unlike(card, self.roll.domains[card.domain]) if card.domain in self.roll.domains else None
+
+    def _foreign(self, site: str, node: int) -> EngineError | None:
+        """Why a node that comes with another key than the configuration has for a site cannot speak for it."""
+        tables = [table for domain in self.config.domains.values() for table in domain.site if table.name == site]
+        wanted = next((table.key for table in tables if table.key), "")
+        if not (wanted and self.config.engine.superlink) or (peer := self.audit.peer(node)) == wanted:
+            return None
+        what = f'a node says that it is site "{site}", and its key is {peer}; the configuration has {wanted}'
+        return EngineError(what, mend="take its key off the list, or correct the key of the site in the configuration")
 
 
 def changed_data(card: SiteCard) -> DataError:
