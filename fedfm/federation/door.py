@@ -19,6 +19,7 @@ from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
 from fedfm.errors import DataError, EngineError, FedfmError, RunError, UserError
 from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
+from fedfm.federation.exchange import pull, push
 from fedfm.federation.messages import SiteCard, read_cards, sites_of_problem, write_query
 
 RETRY_SECONDS = 30.0  # until a node that could not answer, or whose name another one had, is asked again
@@ -90,10 +91,10 @@ class Door:
         if new := sorted(node for node in here if self._ask_again.get(node, 0.0) <= now):
             queries = [write_query(self._query, node) for node in new]
             self.audit.going_out(queries)
-            self._open |= zip(self.grid.push_messages(queries), queries, strict=True)
+            self._open |= zip(push(self.grid, queries), queries, strict=True)
             self._ask_again |= dict.fromkeys(new, float("inf"))
             self._heard = now
-        while self._open and (replies := list(self.grid.pull_messages(list(self._open)))):
+        while self._open and (replies := pull(self.grid, list(self._open))):
             self._heard = time.monotonic()
             for reply in replies:
                 query = self._open.pop(reply.metadata.reply_to_message_id, None)

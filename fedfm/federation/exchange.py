@@ -9,7 +9,8 @@ from typing import TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedfm.federation.flower_private import is_trouble_of_superlink
+from fedfm.errors import EngineError
+from fedfm.federation.flower_private import PUSH_SECONDS, is_lost_push, is_trouble_of_superlink
 
 POLL_SECONDS = 0.1
 REMOTE_POLL_SECONDS = 1.0  # of a SuperLink, to which each look is a request, and whose nodes look every 3 s themselves
@@ -32,7 +33,7 @@ def exchange(
     `meanwhile` is called while there is nothing to do but wait. `given_up` takes the ids of the messages that were
     given up, with their keys: what comes of them later is late.
     """
-    ids = list(grid.push_messages(orders.values()))
+    ids = push(grid, list(orders.values()))
     waiting = dict(zip(ids, orders, strict=True))
     silent_since = time.monotonic()
     while waiting and time.monotonic() - silent_since < timeout:
@@ -50,6 +51,29 @@ def exchange(
         given_up |= waiting
     for key in waiting.values():
         yield key, None
+
+
+def push(grid: Grid, messages: Sequence[Message]) -> list[str]:
+    """Hand the messages in; their ids. Where a SuperLink ends or is in trouble meanwhile, they are handed in anew.
+
+    That asks nobody twice: a message's id is the digest of what it says, and SuperLink, which keeps messages by id,
+    neither takes one again that it has nor gives one out again. But what was handed in in part it throws away whole
+    after `PUSH_SECONDS`, orders that sites already follow among it: from then on nothing is handed in anew.
+    Raises EngineError.
+    """
+    started = time.monotonic()
+    for again in range(PULLS, 0, -1):
+        try:
+            return list(grid.push_messages(messages))
+        except Exception as error:
+            if not (is_lost_push(error) or is_trouble_of_superlink(error)):
+                raise
+            last = error
+        if again == 1 or time.monotonic() - started + REMOTE_POLL_SECONDS >= PUSH_SECONDS:
+            break
+        time.sleep(REMOTE_POLL_SECONDS)
+    what = f"the SuperLink did not take the messages to the sites ({type(last).__name__}: {last})"
+    raise EngineError(what, mend="when it is up again: fedfm resume RUN, which repeats the round") from last
 
 
 def pull(grid: Grid, ids: Sequence[str]) -> list[Message]:

@@ -8,10 +8,15 @@ from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.clientapp import ClientApp
+from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS as PUSH_SECONDS
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "Tasks", "is_trouble_of_superlink", "name_message", "play", "take_identity", "trusted_record"]
+__all__ = [
+    "PUSH_SECONDS", "Run", "Tasks", "is_lost_push", "is_trouble_of_superlink", "name_message", "play", "take_identity",
+    "trusted_record",
+]  # fmt: skip
 R = TypeVar("R", ConfigRecord, MetricRecord)
 
 
@@ -40,6 +45,11 @@ def trusted_record(kind: type[R], fields: dict[str, Any]) -> R:
 def is_trouble_of_superlink(error: Exception) -> bool:
     """An answer of status 5xx, which Flower's client hands on as the error of its HTTP library (httpx)."""
     return type(error).__name__ == "HTTPStatusError" and error.response.status_code >= 500
+
+
+def is_lost_push(error: Exception) -> bool:
+    """A SuperLink that ended while messages were handed in, and is there again, does not take the rest of them."""
+    return isinstance(error, ObjectPushError)
 
 
 class Tasks:

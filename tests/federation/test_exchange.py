@@ -7,8 +7,10 @@ import time
 import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedfm.engines.local import LocalGrid
+from fedfm.errors import EngineError
 from fedfm.federation.exchange import exchange, in_order
 from fedfm.federation.flower_private import name_message, take_identity
 
@@ -65,6 +67,62 @@ def test_a_superlink_in_trouble_is_asked_again(monkeypatch):
         list(exchange(Troubled([401]), orders(1), timeout=5))
     with pytest.raises(httpx.HTTPStatusError, match="500"):
         list(exchange(Troubled([500] * 1000), orders(1), timeout=5))
+
+
+class Falling(LocalGrid):
+    """A SuperLink that has taken what it was handed, and ends before it says so, `times` times over.
+
+    As Flower's does, it knows a message by its id, and gives it out once.
+    """
+
+    def __init__(self, times: int, error: Exception):
+        super().__init__(echo, 2)
+        self.times, self.error, self.known, self.pushes = times, error, {}, 0
+
+    def push_messages(self, messages):
+        self.pushes += 1
+        messages = list(messages)
+        for message in messages:
+            name_message(message, message.object_id)
+        ids = [message.metadata.message_id for message in messages]
+        new = [message for message, name in zip(messages, ids, strict=True) if name not in self.known]
+        self.known |= {m.metadata.message_id: m for m in new}
+        if self.pushes <= self.times:
+            raise self.error
+        return ids
+
+    def pull_messages(self, message_ids):
+        return [Message(RecordDict(), reply_to=self.known[name]) for name in message_ids]
+
+
+LOST = ObjectPushError("0a1b", 7, "session")
+
+
+def test_a_superlink_that_ends_while_orders_are_pushed_gets_them_again_and_each_site_its_order_once(monkeypatch):
+    monkeypatch.setattr("fedfm.federation.exchange.REMOTE_POLL_SECONDS", 0.0)
+    grid = Falling(2, LOST)
+    replies = list(exchange(grid, orders(1, 2), timeout=5))
+    assert [key for key, reply in replies if not reply.has_error()] == ["site-0", "site-1"]
+    assert (grid.pushes, len(grid.known)) == (3, 2)  # a message that is pushed again has the id that it had
+
+
+def test_orders_that_a_superlink_does_not_take_end_the_run_with_a_mend(monkeypatch):
+    monkeypatch.setattr("fedfm.federation.exchange.REMOTE_POLL_SECONDS", 0.0)
+    grid = Falling(1000, LOST)
+    with pytest.raises(EngineError, match=r"did not take the messages(?s:.)*mend: .*fedfm resume RUN"):
+        list(exchange(grid, orders(1), timeout=5))
+    assert grid.pushes == 30
+    with pytest.raises(ValueError, match="ours"):  # no trouble of the SuperLink's
+        list(exchange(Falling(1, ValueError("ours")), orders(1), timeout=5))
+
+
+def test_nothing_is_pushed_again_once_the_superlink_may_have_thrown_away_what_it_had(monkeypatch):
+    """With the rest of what was pushed go the orders that sites follow by then: they would be asked twice."""
+    monkeypatch.setattr("fedfm.federation.exchange.PUSH_SECONDS", 0.5)  # less than the pause before the next try
+    grid = Falling(1, LOST)
+    with pytest.raises(EngineError, match="did not take"):
+        list(exchange(grid, orders(1), timeout=5))
+    assert grid.pushes == 1
 
 
 class Scripted(LocalGrid):
