@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from flwr.app import Context, Message
@@ -17,6 +18,7 @@ from fedfm.federation.auditing import audited
 from fedfm.federation.messages import Answer, Order, SiteCard
 from fedfm.federation.pooling import train_pooled
 from fedfm.federation.real_site import real_site
+from fedfm.federation.versions import refuse_other_version, version_of
 
 app = ClientApp(mods=[audited])  # a real site records what comes and goes
 
@@ -26,15 +28,17 @@ def query(message: Message, context: Context) -> Message:
     """A card for each site of this node, or all that is wrong with their data, or why a real site stays out."""
     sites: Sequence[str] = ()
     try:
-        config = site_data.parse_config(messages.read_query(message))
         here = real_site(context)
-        if here is None:
-            held = site_data.sites_of_node(config, context)
-            sites = [name for name, _ in held]
-            cards = _cards(config, held)
-        else:
-            sites = [here.settings.site]
-            with here.turning_errors_into_sentences():
+        sites = [here.settings.site] if here else ()
+        who = f'site "{here.settings.site}"' if here else f"node {context.node_id}"
+        with here.turning_errors_into_sentences() if here else nullcontext():
+            refuse_other_version(who, version_of(message), at_site=True)
+            config = site_data.parse_config(messages.read_query(message))
+            if here is None:
+                held = site_data.sites_of_node(config, context)
+                sites = [name for name, _ in held]
+                cards = _cards(config, held)
+            else:
                 cards = [here.card(config)]
     except FedfmError as error:
         return messages.write_problem(error, message, sites)

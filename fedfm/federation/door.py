@@ -21,6 +21,7 @@ from fedfm.errors import DataError, EngineError, FedfmError, RunError, UserError
 from fedfm.federation.auditing import UNRECORDED, CoordinatorRecord
 from fedfm.federation.exchange import pull, push
 from fedfm.federation.messages import SiteCard, read_cards, sites_of_problem, write_query
+from fedfm.federation.versions import refuse_other_version, version_of, with_unknown_version
 
 RETRY_SECONDS = 30.0  # until a node that could not answer, or whose name another one had, is asked again
 NONE: Mapping[str, Any] = {}
@@ -129,6 +130,8 @@ class Door:
             if reply.has_error():  # of Flower's, not the site's own
                 self._ask_again[node] = time.monotonic() + RETRY_SECONDS
             sites = tuple(site for site in sites_of_problem(reply) if not self._foreign(site, node))
+            if not reply.has_error() and "problem" in reply.content and not version_of(reply):
+                problem = with_unknown_version(problem, f'site "{", ".join(sites)}"' if sites else f"node {node}")
             found.refused.append(Refusal(problem, node, sites))
         for card in cards:
             if error := self._unfit(card, node):
@@ -149,6 +152,10 @@ class Door:
             return foreign
         if self.roll.nodes.get(card.site, node) != node:
             return EngineError(f'two nodes say that they are site "{card.site}"', mend="stop one of them")
+        try:
+            refuse_other_version(f'site "{card.site}"', str(card.fedfm))
+        except UserError as error:
+            return error
         if not self.config.engine.superlink:
             return None  # whose data are checked for all sites at once: see `refuse_changed_data`
         known = self.roll.cards.get(card.site)

@@ -1,6 +1,6 @@
 """What travels: the one file to read to know what enters and what leaves a site.
 
-    query     down: the configuration                           up: a card for each site that the node holds
+    query     down: the configuration, fedfm's version          up: a card for each site that the node holds
     train     down: shared and domain tensors, the order        up: the change of those tensors, losses, sizes
     evaluate  down: the same tensors, which split               up: tallies (see training.metrics)
 
@@ -29,7 +29,7 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedfm import errors
+from fedfm import __version__, errors
 from fedfm.arrays import Arrays
 from fedfm.config import Task
 from fedfm.domains.card import DomainCard
@@ -59,6 +59,7 @@ class SiteCard:
     warnings: tuple[str, ...] = ()
     mean_words: float = 0.0  # of a training text; 0 for images
     words_deviation: float = 0.0  # their standard deviation
+    fedfm: str = ""  # the version that the site has
 
     def num_examples(self, split: str) -> int:
         """Examples of a split (for tags: sentences)."""
@@ -114,7 +115,7 @@ class Answer:
 
 
 def write_query(config: str, node: int) -> Message:
-    record = RecordDict({"order": ConfigRecord({"config": config})})
+    record = RecordDict({"order": ConfigRecord({"config": config, "fedfm": __version__})})
     return Message(content=record, message_type="query", dst_node_id=node)
 
 
@@ -151,6 +152,7 @@ def _check_size(content: RecordDict, most: int) -> None:
 
 def _card(row: dict) -> SiteCard:
     shape = row["image_shape"]
+    row = {name: value for name, value in row.items() if name in SiteCard.__dataclass_fields__}  # another version's
     lists = {"labels": tuple(row["labels"]), "warnings": tuple(row["warnings"])}
     return SiteCard(**{**row, **lists, "image_shape": tuple(shape) if shape else None})
 
@@ -276,7 +278,7 @@ def join_more(arrays: Mapping[str, np.ndarray], more: Mapping[str, Mapping[str, 
 def write_problem(error: FedfmError, message: Message, sites: Sequence[str] = ()) -> Message:
     """A refusal of a node, or of the `sites` that it holds, with its reasons."""
     problems = json.dumps([asdict(problem) for problem in error.problems])
-    fields = {"class": type(error).__name__, "problems": problems, "sites": list(sites)}
+    fields = {"class": type(error).__name__, "problems": problems, "sites": list(sites), "fedfm": __version__}
     return Message(RecordDict({"problem": ConfigRecord(fields)}), reply_to=message)
 
 

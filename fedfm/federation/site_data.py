@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Context
 
+from fedfm import __version__
 from fedfm.config import RunConfig, Task, load_config
 from fedfm.domains import Dataset, forget_sources, label_counts, load_site
 from fedfm.errors import ConfigError
@@ -60,7 +61,7 @@ def site_card(config: RunConfig, domain: str, site: str, source: str = "") -> Si
     counts = label_counts(data)
     return SiteCard(
         site, domain, data.task, data.labels, shape, counts, data.source, data.sha256, data.warnings,
-        round(float(words.mean()), 1), round(float(words.std()), 1),
+        round(float(words.mean()), 1), round(float(words.std()), 1), __version__,
     )  # fmt: skip
 
 
