@@ -28,6 +28,7 @@ from fedfm.federation.messages import (
     write_order,
 )  # fmt: skip
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
+from fedfm.models.body import load_body
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
 from fedfm.strategies.lora import to_rank
@@ -98,6 +99,7 @@ class Sites:
         self._given_up: dict[str, tuple[int, str, Pack]] = {}
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
+        self.body = load_body(config).sha256
 
     @property
     def scores_ride(self) -> bool:
@@ -214,7 +216,7 @@ class Sites:
         order = Order(
             pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
-            beside=beside, used=tuple(self.used.get(site, self.used_before) for site in pack),
+            beside=beside, used=tuple(self.used.get(site, self.used_before) for site in pack), body=self.body,
         )  # fmt: skip
         return Sent(order, write_order(kind, order, packed.of(domain, pack[0]), self.roll.nodes[pack[0]]))
 

@@ -95,6 +95,7 @@ class Order:
     used: tuple[int, ...] = ()  # of each site the last round whose update was used, 0: none; empty: all of them were
     source: str = ""  # at a real site, which fills it in: where its data lie
     beside: tuple[Scoring, ...] = ()  # to be scored as well; of a train order the weights received, before it trains
+    body: str = ""  # the digest of the coordinator's frozen body, which must be the site's too; empty: not told
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def write_order(kind: str, order: Order, weights: ArrayRecord, node: int) -> Mes
         "card": _card_text(order.card), "rows": order.rows, "each": order.each, "work": order.work,
         "folder": order.folder, "model": order.model, "rank": order.rank,
         "cards": [_card_text(card) for card in order.cards], "shares": list(order.shares),
-        "used": list(order.used),
+        "used": list(order.used), "body": order.body,
         "beside": ["/".join(scoring) for scoring in order.beside],
     }  # fmt: skip
     content = RecordDict({"weights": weights, "order": trusted_record(ConfigRecord, fields)})
@@ -195,7 +196,7 @@ def order_of(message: Message) -> Order:
         tuple(record["sites"]), int(record["round"]), _card_of_text(str(record["card"])), str(record["config"]),
         str(record["split"]), int(record["rows"]), bool(record["each"]), float(record["work"]), str(record["folder"]),
         str(record["model"]), int(record["rank"]), cards, tuple(record["shares"]),
-        used=tuple(record.get("used", ())),
+        used=tuple(record.get("used", ())), body=str(record.get("body", "")),
         beside=tuple(_scoring(str(text)) for text in record["beside"]),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import numpy as np
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.domains.card import DomainCard
+from fedfm.errors import ModelError
 from fedfm.federation.compression import keeps_error
 from fedfm.federation.messages import MORE, Order, split_more
 from fedfm.federation.site_data import parse_config
@@ -177,7 +178,7 @@ def _store(order: Order) -> Path:
 
 
 def workbench(order: Order) -> Workbench:
-    """The workbench for an order; its model is built once in a process."""
+    """The workbench for an order; its model is built once in a process. Raises ModelError."""
     import torch
 
     from fedfm.models.devices import set_products
@@ -187,7 +188,22 @@ def workbench(order: Order) -> Workbench:
     engine = parse_config(order.config).engine
     torch.set_num_threads(engine.threads)
     set_products(engine.dtype)
-    return _cached_workbench(order.config, order.card, order.rows, order.rank)
+    bench = _cached_workbench(order.config, order.card, order.rows, order.rank)
+    if order.body not in ("", bench.body.sha256):  # whose digest was made when it was loaded
+        _refuse_body(order, bench.body.sha256)
+    return bench
+
+
+def _refuse_body(order: Order, sha256: str) -> None:
+    """The changes of weights that sit on other frozen ones must not be averaged. Raises ModelError."""
+    from fedfm.models.body import may_differ
+
+    config = parse_config(order.config)
+    if may_differ(config):
+        whose = f'{"site" if len(order.sites) == 1 else "sites"} "{", ".join(order.sites)}"'
+        said = f"sha256 {sha256[:12]}..., the coordinator's {order.body[:12]}..."
+        what = f'the body "{config.body.name}" of {whose} has other weights than the coordinator\'s ({said})'
+        raise ModelError(what, where="body.name", mend="give the site the coordinator's files of the body")
 
 
 def forget_workbenches() -> None:

@@ -91,14 +91,17 @@ def check_body(config: RunConfig) -> list[Problem]:
     return []
 
 
+def may_differ(config: RunConfig) -> bool:
+    """Does the body come from files, which may be others elsewhere or later?"""
+    return config.body.name not in NAMED_BODIES and config.body.weights != "random"
+
+
 def refuse_other_body(config: RunConfig, before: str | None) -> None:
     """A run goes on, and predicts, with the body that it began with. `before`: `body_sha256` of run.json.
 
     Only what comes from files can have been exchanged. Raises ModelError.
     """
-    if before is None or config.body.name in NAMED_BODIES or config.body.weights == "random":
-        return
-    if load_body(config).sha256 != before:
+    if before is not None and may_differ(config) and load_body(config).sha256 != before:
         what = f'the weights of body "{config.body.name}" are not those that the run began with'
         raise ModelError(what, where="body.name", mend="bring back the files as they were, or begin a new run")
 

@@ -25,7 +25,8 @@ ARRAYS = {
     "medical/none": np.zeros((0, 4), np.float32),
     "medical/flag": np.array([True, False]),
 }
-ORDER = Order(("st-mary", "st-luke"), 4, CARD, '{"seed": 1}', "validation", 8, True, 17.5, "kept/here", rank=4)
+PACK = ("st-mary", "st-luke")
+ORDER = Order(PACK, 4, CARD, '{"seed": 1}', "validation", 8, True, 17.5, "kept/here", rank=4, body="ab")
 
 
 @pytest.fixture(autouse=True)
