@@ -34,14 +34,20 @@ def run_on_flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
         for event in tail.read():
             listen(event)
 
+    def tell_start_again() -> None:
+        """Who watches a run again has not heard how it began: what the screen's header and columns are made of."""
+        if events.exists() and (started := tail.last("run-started")):
+            listen(started)
+
     work = path / "flower"
     app = write_app(work / "app")
     run_config = {"config": config.to_toml(), "run-folder": str(path)}
     if config.engine.superlink:
         patience = config.engine.timeout
         outcome = run_on_superlink(
-            app, run_config, config.engine.superlink, folder, work_folder=work, patience=patience, on_poll=pass_on
-        )
+            app, run_config, config.engine.superlink, folder, work_folder=work, patience=patience, on_poll=pass_on,
+            on_return=tell_start_again,
+        )  # fmt: skip
     else:
         nodes = Simulation(len(config.sites()), workers=config.engine.workers)
         outcome = run_flower_app(

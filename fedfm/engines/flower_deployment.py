@@ -35,8 +35,10 @@ def run_on_superlink(
     work_folder: Path,
     patience: float,
     on_poll: Callable[[], None],
+    on_return: Callable[[], None] = lambda: None,
 ) -> FlowerOutcome:
-    """Run the Flower App in `app_folder` on the SuperLink `name`, or go on to watch it where it still runs.
+    """Run the Flower App in `app_folder` on the SuperLink `name`, or go on to watch it where it still runs: then
+    `on_return` is called first.
 
     For `patience` seconds without an answer of the SuperLink the run is not given up: it goes on when that is back.
     Raises EngineError when Flower refuses the app, or the SuperLink cannot be reached.
@@ -44,7 +46,9 @@ def run_on_superlink(
     superlink = SuperLink(name, flower_environment(flower_home(), threads=1))
     note = work_folder / "submitted.json"
     run_id = _still_running(superlink, note)
-    if not run_id:
+    if run_id:
+        on_return()
+    else:
         run_id = superlink.submit(app_folder, run_config, work_folder / "run-config.toml")
         replace_text(note, json.dumps({"superlink": name, "run-id": run_id}))
     try:

@@ -194,15 +194,24 @@ class EventTail:
             return []
         whole = data.rfind(b"\n") + 1
         self.position += whole
-        events = []
-        for line in data[:whole].splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                events.append(event)
-        return events
+        return [event for line in data[:whole].splitlines() if (event := _event(line))]
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """The last event of a kind before `position`; None where there is none. What `read` gives is the same after."""
+        found = None
+        with open(self.path, "rb") as file:
+            for line in file.read(self.position).splitlines():
+                if f'"{kind}"'.encode() in line and (event := _event(line)) and event.get("event") == kind:
+                    found = event
+        return found
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def follow(path: Path, stop: Callable[[], bool], pause: float = 0.2) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -9,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedfm.config import load_config as read_config
 from fedfm.engines import flower_cli, flower_deployment, load_config
 from fedfm.engines.flower import run_on_flower
 from fedfm.errors import ConfigError, EngineError, TooFewSitesError
 from fedfm.results.run_folder import RunFolder
+from fedfm.results.screen import Screen
 
 FAKE_FLWR = """
 import json, os, sys, time
@@ -180,6 +183,34 @@ def test_a_run_that_is_still_there_is_watched_and_not_handed_in_again(home: Path
         go(folder, end)
     assert heard == ["phase"]
     assert "run" not in [command.split()[0] for command in commands(home)]
+
+
+def test_who_watches_a_run_again_sees_the_header_and_the_columns_of_one_who_saw_it_begin(
+    home: Path, folder: RunFolder
+) -> None:
+    """How the run began last is told once more: earlier rounds are not, nor how it began before it was resumed."""
+    work = folder.path / "flower"
+    work.mkdir()
+    (work / "submitted.json").write_text(json.dumps({"superlink": "net", "run-id": "17"}))
+    (home / "status").write_text("running")
+    for rounds in (7, 9):
+        folder.event("run-started", run="one", rounds=rounds, sites={"a": "finance"}, primary={"finance": "accuracy"})
+        folder.event("round-finished", round=1, scores={"finance": 0.25})
+    page, heard = Console(file=io.StringIO(), width=100), []
+
+    def end(event):
+        heard.append((event["event"], event.get("rounds")))
+        screen.handle(event)
+        if event["event"] == "phase":
+            folder.event("round-finished", round=2, scores={"finance": 0.5}, mean=0.5, worst=0.5, seconds=1.0)
+            (home / "status").write_text("finished:completed")
+
+    with Screen(page) as screen, saying_something(folder):
+        go(folder, end)
+    assert heard == [("run-started", 9), ("phase", None), ("round-finished", None)]
+    text = page.file.getvalue()
+    assert "run one" in text and "9 rounds" in text and "accuracy" in text
+    assert "0.500" in text and "0.250" not in text
 
 
 def test_ctrl_c_stops_the_run_at_the_sites(home: Path, folder: RunFolder) -> None:
