@@ -71,7 +71,7 @@ def test_without_keys_nobody_can_show_one(tmp_path):
     assert done.folder.rounds["sites_used"].tolist() == [0, 3]
 
 
-@pytest.mark.parametrize("key", ["SHA256:short", "MD5:aa:bb", KEYS[1] + "="])
+@pytest.mark.parametrize("key", ["SHA256:short", "MD5:aa:bb", KEYS[1] + "="], ids=["short", "md5", "padded"])
 def test_what_is_no_fingerprint_is_refused(tmp_path, key):
     with pytest.raises(ConfigError, match=r"site\[2\].key|site.*key"):
         bound(tmp_path, key)
