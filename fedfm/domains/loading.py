@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,13 @@ def _entity_counts(examples: Examples, labels: tuple[str, ...]) -> dict[str, int
         numbers += np.bincount(tags, minlength=len(labels))
     starts = {tag[2:]: int(number) for tag, number in zip(labels, numbers, strict=True) if tag.startswith("B-")}
     return {"sentences": len(examples), **starts}
+
+
+def look(source: str) -> str:
+    """A digest of names, sizes and times of change of the files of a source or a body, none of which is read."""
+    root, digest = Path(source), hashlib.sha256()
+    for file in sorted([root, *root.rglob("*")] if root.is_dir() else [root]):
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}\n".encode())
+    return digest.hexdigest()

@@ -151,7 +151,7 @@ def play(cell: Cell) -> Ended:
 def play_missing(cells: Sequence[Cell], jobs: int, address: str, say: Callable[[str], None]) -> dict[str, str]:
     """Play every cell that is not done, a line for each; returns cell -> why it failed. Raises UserError.
 
-    jobs: at once; 0 takes as many as the cores feed. Also raises DataError.
+    jobs: at once; 0 takes as many as the cores feed.
     """
     jobs = jobs or usual_jobs(cells)
     check_jobs(cells, jobs)

@@ -141,7 +141,7 @@ def audited(message: Message, context: Context, call_next: Callable[[Message, Co
 def _unrecorded(error: FedfmError, message: Message) -> Message:
     """Without a record nothing leaves a site, this sentence apart."""
     print(f"fedfm: {error}", file=sys.stderr, flush=True)
-    what = f"{agreement.UNRECORDED}: {error.problems[0].what}"
+    what = f"{agreement.NO_RECORD}: {error.problems[0].what}"
     return write_problem(RunError(what, mend="at the site: fedfm site check"), message)
 
 

@@ -161,7 +161,7 @@ class RoundLoop:
         if count.used < minimum:
             short.insert(0, f"{count.used} usable updates, the minimum is {minimum} (sampling.minimum-sites)")
         if short:
-            short += filter(None, [count.refusal])
+            short += [count.refusal] if count.refusal else []
             mend = f"events.jsonl has all reasons; `fedfm resume {self.folder.path}` goes on after round {last}"
             raise TooFewSitesError(f"round {count.number}: {'; '.join(short)}", mend=mend)
 

@@ -11,7 +11,6 @@ names becomes a path.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedfm.domains.loading import look
 from fedfm.errors import DataError, PolicyError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -95,16 +95,6 @@ def check_same_data(folder: Path, source: str, digest: Callable[[], str]) -> Non
         what = f"its data have changed since the run began: sha256 {sha256[:12]}..., was {known['sha256'][:12]}..."
         raise DataError(what, mend="bring the old data back at the site, or start a new run")
     write_json(file, {"sha256": sha256, "look": seen})
-
-
-def look(source: str) -> str:
-    """A digest of names, sizes and times of change of the files of a source, none of which is read."""
-    root, digest = Path(source), hashlib.sha256()
-    for file in sorted([root, *root.rglob("*")] if root.is_dir() else [root]):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}\n".encode())
-    return digest.hexdigest()
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from fedfm.config import RunConfig
+from fedfm.domains.loading import look
 from fedfm.errors import ModelError, Problem, did_you_mean
 from fedfm.profiling import phase
 
@@ -67,7 +68,8 @@ def load_body(config: RunConfig, device: str = "cpu") -> Body:
     """
     settings = config.body
     redraw = config.seed if settings.weights == "random" else None
-    files = _look(settings.name)
+    from_files = settings.name not in NAMED_BODIES and Path(settings.name).is_dir()
+    files = look(settings.name) if from_files else ""  # with others in the folder it is another body
     with _ONE_AT_A_TIME:  # torch's generator, from which some bodies are drawn, is one for all threads
         body = _load(settings.name, files, settings.layers, settings.weights, redraw, config.engine.dtype, device)
     longest = {d: config.local_for(d).max_length for d, s in config.domains.items() if s.task != "image-classification"}
@@ -106,19 +108,11 @@ def refuse_other_body(config: RunConfig, before: str | None) -> None:
         raise ModelError(what, where="body.name", mend="bring back the files as they were, or begin a new run")
 
 
-def _look(name: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of each file of a body's folder: with another in its place it is another body."""
-    if name in NAMED_BODIES or not Path(name).is_dir():
-        return ()
-    found = ((file.name, file.stat()) for file in sorted(Path(name).iterdir()) if file.is_file())
-    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in found)
-
-
 _ONE_AT_A_TIME = RLock()
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, files: tuple, layers: int, weights: str, redraw: int | None, dtype: str, device: str) -> Body:
+def _load(name: str, files: str, layers: int, weights: str, redraw: int | None, dtype: str, device: str) -> Body:
     from fedfm.models.devices import float32_by_default, stored_dtype
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -4,7 +4,7 @@ Whoever gets a message writes down the digest of the line by which its sender se
 of one file names one line `...-out` of the other, and that line must be there and say the same. A line that is named
 and missing was taken out, rewritten, or cut off with the end of its file. A line `...-out` that nobody names is a
 message that was lost, or came too late to be taken: it is told, and is no disagreement. So is the one refusal that a
-site may send without a line of its own, the sentence that it can write none (`UNRECORDED`).
+site may send without a line of its own, the sentence that it can write none (`NO_RECORD`).
 
 Compared is what both sides know of a message, not when it was sent or where in a file it stands.
 """
@@ -22,7 +22,7 @@ ABOUT = ("flower_run", "run", "round", "phase", "site", "domain")
 HELD = ("config", "tensors", "bytes", "sha256", "numbers", "left_out", "reasons")
 MESSAGES = ("query", "order", "card", "update", "tally", "refusal")  # a line "left-out" is of none that was sent
 IN, OUT = {f"{kind}-in" for kind in MESSAGES}, {f"{kind}-out" for kind in MESSAGES}
-UNRECORDED = "the site keeps no record of its messages, and so sends nothing"  # how that sentence begins
+NO_RECORD = "the site keeps no record of its messages, and so sends nothing"  # how that sentence begins
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _match(
 def is_unrecorded(entry: Entry) -> bool:
     """Is it the refusal of a site that could not write its record? It holds nothing but its sentence."""
     reasons = entry.fields.get("reasons") or [""]
-    return entry.kind == "refusal-in" and len(reasons) == 1 and str(reasons[0]).startswith(UNRECORDED)
+    return entry.kind == "refusal-in" and len(reasons) == 1 and str(reasons[0]).startswith(NO_RECORD)
 
 
 def _unlike(kind: str, entry: Entry, other: Entry) -> Iterable[str]:

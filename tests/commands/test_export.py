@@ -12,7 +12,6 @@ import torch
 from command_helpers import DOMAINS, make_run
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.numpy import load_file
-from safetensors.torch import load_file as load_file_of_torch
 from transformers import AutoModel, AutoTokenizer
 
 from fedfm.commands.export import export
@@ -259,15 +258,6 @@ def test_what_lies_beside_the_shared_adapter_is_exported_too(tmp_path, name):
     theirs = hidden_states(load_with_adapter(target, own if own.exists() else target / "adapter"), target)
     assert own.exists() == (name == "dual-lora")
     assert_same(hidden_in_fedfm(run), theirs, 1e-12)
-
-
-def test_merged_weights_of_a_bfloat16_body_are_exported_as_they_predict(tmp_path):
-    """numpy has no such type."""
-    run = make_run(tmp_path, "strategy.name=flora", "engine.dtype=bfloat16")
-    stored = load_file_of_torch(export(run, tmp_path / "export") / "body" / "model.safetensors")
-    merged = load_model(run, "finance").model.body.encoder.layer[0].attention.self.query.merged
-    assert merged.dtype == torch.bfloat16
-    assert torch.equal(stored["encoder.layer.0.attention.self.query.weight"], merged)
 
 
 def test_a_site_that_is_unknown_makes_no_folder(tiny_run, tmp_path):

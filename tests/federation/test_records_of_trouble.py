@@ -13,7 +13,7 @@ from fedfm.errors import Problem
 from fedfm.federation import policy, site
 from fedfm.federation.client_app import app
 from fedfm.federation.messages import read_order
-from fedfm.results.agreement import UNRECORDED, agree
+from fedfm.results.agreement import NO_RECORD, agree
 from fedfm.results.audit import read_chain, seal
 
 
@@ -57,12 +57,12 @@ def test_a_site_that_could_not_write_its_record_is_told_and_counted_and_not_accu
     found = agree(grid.chain(1), read_chain(coordinator))
     assert found.differences == []
     (refusal,) = found.unrecorded
-    assert refusal.where == "coordinator" and refusal.what.startswith(UNRECORDED)
+    assert refusal.where == "coordinator" and refusal.what.startswith(NO_RECORD)
     assert len(found.lost) == (0 if when_working else 1)  # an order that the site could not write down
     assert agree(grid.chain(2), read_chain(coordinator)).unrecorded == []
     assert main(["audit", "verify", str(grid.folders[1] / "state" / "audit.jsonl"), str(coordinator)]) == 0
     said = capsys.readouterr().out
-    assert f"  without a record: coordinator, line {refusal.line}: {UNRECORDED}" in said
+    assert f"  without a record: coordinator, line {refusal.line}: {NO_RECORD}" in said
     assert "1 refusal of a site that could not write its record" in said
 
 
@@ -87,7 +87,7 @@ def test_any_other_answer_without_a_line_of_its_sender_is_a_difference(tmp_path)
     """A refusal of other words, and an update that comes with the sentence."""
     grid, done = run_recorded(tmp_path)
     entries = list(read_chain(done.folder.path / "audit.jsonl").entries.values())
-    for kind, reasons in (("refusal-in", ["no"]), ("refusal-in", [UNRECORDED, "b"]), ("update-in", [UNRECORDED])):
+    for kind, reasons in (("refusal-in", ["no"]), ("refusal-in", [NO_RECORD, "b"]), ("update-in", [NO_RECORD])):
         fields = {**entries[-1].fields, "reasons": reasons, "head": "", "site": SITES[1][0]}
         peer = grid.chain(1).entries[1].fields["peer"]
         forged = tmp_path / "audit.jsonl"
