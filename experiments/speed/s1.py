@@ -34,8 +34,12 @@ def idle(message: Message, context: Context) -> Message:
         scored = site.evaluate(replace(order, sites=(first,)), received)
         answer = Answer(order.sites, scored.arrays, left_out=dict.fromkeys(others, "idle"))
         return messages.write_answer(answer, message)
-    arrays = {n: np.zeros(v.shape, v.dtype if len(order.sites) == 1 else np.float64) for n, v in received.items()}
-    told = {name: [1.0] * len(order.sites) for name in ("num-examples", "loss", "seconds")}
+    many = len(order.sites)
+    if order.each:
+        arrays = {n: np.zeros((many, *v.shape), v.dtype) for n, v in received.items()}
+    else:
+        arrays = {n: np.zeros(v.shape, v.dtype if many == 1 else np.float64) for n, v in received.items()}
+    told = {"num-examples": [1.0] * many, "loss": [1.0] * many, "seconds": [0.0] * many}
     return messages.write_answer(Answer(order.sites, arrays, told), message)
 
 

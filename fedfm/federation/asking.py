@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedfm.arrays import Arrays
 from fedfm.config import RunConfig
 from fedfm.errors import RunError
+from fedfm.federation.compression import transform_of
 from fedfm.federation.door import Roll
 from fedfm.federation.exchange import POLL_SECONDS, REMOTE_POLL_SECONDS, exchange, in_order, late
 from fedfm.federation.journal import Journal
@@ -28,6 +29,7 @@ from fedfm.federation.messages import (
     write_order,
 )  # fmt: skip
 from fedfm.federation.packing import Pack, packs_to_score, packs_to_train, work_of
+from fedfm.federation.quick_sites import QuickSites
 from fedfm.models.body import load_body
 from fedfm.strategies import Strategy
 from fedfm.strategies.base import State
@@ -96,6 +98,8 @@ class Sites:
         self.meanwhile: Callable[[], None] = lambda: None  # what is done while answers are waited for
         self.used: dict[str, int] = {}  # site -> the last round whose update of it was used
         self.used_before = 0  # of whom it is not known: all up to here
+        self._quick = QuickSites(config)
+        self._joins = self.together and not strategy.pools and transform_of(config.update) is None
         self._given_up: dict[str, tuple[int, str, Pack]] = {}
         self.config_text = json.dumps(config.to_dict())
         self.folder = str(journal.folder.path.resolve())
@@ -168,6 +172,8 @@ class Sites:
         `aside` is scored along with that, by sites that do not train in orders of their own, sent in the same wave.
         """
         packs = packs_to_train(sites, self.roll, self.config, self.rows, packed.kind_of, self.strategy.pools)
+        if self._joins:
+            packs = self._quick.join(packs, self.roll, packed.kind_of, lambda site: self._bytes_of(site, packed))
         parts = {pack: tuple(shares.get(site, 1.0) for site in pack) for pack in packs} if shares else {}
         beside = aside.scorings if aside else ()
         orders = {
@@ -181,6 +187,10 @@ class Sites:
             pack: self._order("evaluate", pack, aside.round, packed, split, model, beside=tuple(rest)) for pack in idle
         }
         return self._ask(orders, round, "train", aside, frozenset(idle))
+
+    def _bytes_of(self, site: str, packed: Packed) -> int:
+        """About those of a site's update."""
+        return packed.of(self.domain_of(site), site).count_bytes() * (1 + len(self.strategy.returns))
 
     def evaluate(
         self, round: int, packed: Packed, split: str, model: str = "global", aside: Aside | None = None
@@ -213,8 +223,9 @@ class Sites:
         domain = self.domain_of(pack[0])
         pooled = sorted({self.domain_of(site) for site in pack}) if kind == "train" and self.strategy.pools else ()
         cards = tuple(self.roll.domains[one] for one in pooled)
+        each = self.each or (self.rows[domain] == 1 and len(pack) > 1 and not pooled)  # joined: see quick_sites
         order = Order(
-            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], self.each,
+            pack, round, self.roll.domains[domain], self.config_text, split, self.rows[domain], each,
             work_of(pack, self.roll, self.config), self.folder, model, packed.kind_of(pack[0])[1], cards, shares,
             beside=beside, used=tuple(self.used.get(site, self.used_before) for site in pack), body=self.body,
         )  # fmt: skip
@@ -234,16 +245,18 @@ class Sites:
             self.journal.audit.came_in(messages[pack], reply, answer.problem)
             if pack in idle:
                 answer = replace(answer, beside={aside.scorings[0]: answer, **answer.beside})
-            elif not self.strategy.pools:
+            elif phase != "train":
                 self.journal.sent(round, phase, pack, self.domain_of(pack[0]), answer.arrays, answer.num_bytes)
             if aside:
                 aside.take(pack, answer)
             seconds = answer.metrics.get("seconds", [math.nan] * len(pack))
+            if phase == "train":
+                self._quick.learn(pack, seconds)
             fields = {"round": round, "phase": phase, "domain": self.domain_of(pack[0])}
             self.journal.tell_many(
                 "site-finished", [fields | {"site": site, "seconds": s} for site, s in zip(pack, seconds, strict=True)]
             )
-            yield pack, replace(answer, sites=pack)
+            yield pack, replace(answer, sites=pack, each=orders[pack].order.each)
         self._given_up |= {message: (round, phase, pack) for message, pack in given_up.items()}
 
     def _tell_late(self) -> None:
@@ -272,7 +285,7 @@ class Sites:
         splits = [split for split, _ in order.beside] + ([order.split] if order.split else [])
         most = sum(most_of_tally(cards, labels, split) for split in splits)
         if not order.split:
-            updates = len(order.sites) if self.each else 1
+            updates = len(order.sites) if order.each else 1
             most += most_of_update(sent.message.content["weights"].count_bytes(), len(self.strategy.returns), updates)
         return most
 

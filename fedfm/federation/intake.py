@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -98,6 +98,8 @@ class Intake:
             reasons = dict.fromkeys(answer.sites, str(answer.problem)) if answer.problem else dict(answer.left_out)
             sent = [site for site in answer.sites if site not in reasons]
             count.bytes_up += self._bytes_up(answer, sent, domain)
+            if not answer.each and not self.sites.strategy.pools:
+                self._journal_sent(answer.sites, domain, answer.arrays, answer.num_bytes)
             updates, refused = self._screened(answer, sent, domain, faults.shares)
             self._leave_out(reasons | refused)
             self._journal(answer, [site for site in sent if site not in refused])
@@ -107,7 +109,7 @@ class Intake:
         """What the sites of an answer send; a pack's mean, or its stack, stands for many. Of pooled data nothing."""
         if self.sites.strategy.pools:
             return 0
-        if len(answer.sites) == 1 and not self.sites.each:
+        if len(answer.sites) == 1 and not answer.each:
             return answer.num_bytes
         size = self._bytes_of_update(domain, answer.sites[0])
         compressed = dict(zip(answer.sites, answer.metrics.get("update-bytes", ()), strict=False))
@@ -132,12 +134,16 @@ class Intake:
             answer = self._decoded(answer, sent)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             return [], dict.fromkeys(sent, f"its compressed update cannot be read: {error}")
-        each = self.sites.each
-        is_mean = not each and len(answer.sites) > 1  # also of one, where the others of its pack are left out
+        is_mean = not answer.each and len(answer.sites) > 1  # also of one, where the others of its pack are left out
         try:
-            parts = _parts(answer.arrays, sent, each)
+            parts = _parts(answer.arrays, sent, answer.each)
         except (IndexError, ValueError, TypeError) as error:
             return [], dict.fromkeys(sent, f"its tensors are not one for each site: {error}")
+        if answer.each:  # of each site what it would send alone
+            held = {names[0]: arrays for names, arrays in parts}
+            for site in answer.sites:
+                size = self._bytes_of_update(domain, site) if site in held else 0
+                self._journal_sent((site,), domain, held.get(site, {}), size)
         updates, refused = [], {}
         for names, arrays in parts:
             delta, more = split_more(arrays)
@@ -154,6 +160,9 @@ class Intake:
             delta = from_rank(delta, self.weights, self.sites.ranks[names[0]])
             updates.append(Update("+".join(names), domain, sum(examples), delta, metrics, more))
         return updates, refused
+
+    def _journal_sent(self, sites: Sequence[str], domain: str, arrays: Arrays, num_bytes: int) -> None:
+        self.sites.journal.sent(self.count.number, "train", sites, domain, arrays, num_bytes)
 
     def _decoded(self, answer: Answer, sent: list[str]) -> Answer:
         if not any(name.startswith(f"{ENCODED}{MORE}") for name in answer.arrays):

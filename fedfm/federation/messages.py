@@ -9,9 +9,9 @@ come with its training, and those of the last round's on both splits in one answ
 
 Some strategies send more beside the tensors, both ways, of the same names and shapes: `<what>><group>/<tensor>`.
 
-An order names one site. In a simulation, where one process plays many sites of a domain, it names a pack of them: they
-train as rows of one matrix, and what comes up is the mean of their changes by examples, or each of them where the
-strategy must see each.
+An order names one site; in a simulation, where one process plays many, several of a domain: they train as rows of one
+matrix, and what comes up is the mean of their changes by examples, or each of them where the strategy must see each or
+quick sites train one at a time.
 
 A tally is sums and counts; of images it also holds their class probabilities, sorted within each true class, which an
 exact pooled AUC needs. Tensors are named `<group>/<tensor>`. No example and no frozen body is in any message; an update
@@ -103,7 +103,7 @@ class Answer:
     """The reply of a pack: `arrays` is its update (train) or its tallies (evaluate).
 
     `metrics`: name -> one number for each site of the order. `left_out`: site -> why its part is not in `arrays`.
-    `beside`: the tallies that the order asked for beside that.
+    `beside`: the tallies asked for beside that. `each`: `arrays` stacks the updates of those that are not left out.
     """
 
     sites: tuple[str, ...]
@@ -113,6 +113,7 @@ class Answer:
     num_bytes: int = 0
     problem: FedfmError | None = None
     beside: Mapping[Scoring, Answer] = field(default_factory=dict)
+    each: bool = False
 
 
 def write_query(config: str, node: int) -> Message:
@@ -203,7 +204,7 @@ def order_of(message: Message) -> Order:
 
 @phase("move")
 def write_answer(answer: Answer, order: Message) -> Message:
-    """The reply that `read_answer` reads: its `num_bytes` and `problem` are the reader's."""
+    """The reply that `read_answer` reads: its `num_bytes`, `problem` and `each` are the reader's."""
     content = _records(answer) | {
         f"{'/'.join(scoring)}:{name}": record
         for scoring, beside in answer.beside.items()
@@ -224,7 +225,6 @@ def _records(answer: Answer) -> dict[str, ArrayRecord | MetricRecord | ConfigRec
 @phase("move")
 def read_answer(reply: Message, most: int = sys.maxsize, beside: Sequence[Scoring] = ()) -> Answer:
     """A reply as data; what the site refused, Flower reports as an error, or cannot be read comes back in `problem`.
-
     `most`: bytes that it may have; what is larger is not decoded. `beside`: the scorings that were asked for as well.
     """
     try:
@@ -277,7 +277,7 @@ def join_more(arrays: Mapping[str, np.ndarray], more: Mapping[str, Mapping[str, 
 
 
 def write_problem(error: FedfmError, message: Message, sites: Sequence[str] = ()) -> Message:
-    """A refusal of a node, or of the `sites` that it holds, with its reasons."""
+    """A refusal of a node, or of the `sites` that it holds."""
     problems = json.dumps([asdict(problem) for problem in error.problems])
     fields = {"class": type(error).__name__, "problems": problems, "sites": list(sites), "fedfm": __version__}
     return Message(RecordDict({"problem": ConfigRecord(fields)}), reply_to=message)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     """Local training of every site of the pack: their changes, and what is told about each site."""
     from fedfm.training.heap import after_pack
-    from fedfm.training.local_round import train_round
 
     config, bench = parse_config(order.config), workbench(order)
     told, reduction = (
@@ -46,22 +45,37 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     works = works_of(order, bench, told)
     for first in range(0, len(works), bench.matrix.rows):
         part = works[first : first + bench.matrix.rows]
-        sites = [work.site for work in part]
-        bench.load(order, received, sites)
-        kept, sent = bench.kept(order, sites), bench.sent_along(received)
-        local = config.local_for(order.card.domain)
-        done = train_round(bench.matrix, part, local, bench.strategy, kept, sent, private=bench.private_columns)
-        for work, metrics in zip(part, done.metrics, strict=True):
-            told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
-        _attack(order, sites, done.leaves["delta"])
-        for site, norm in zip(sites, bench.norms(done.leaves["delta"], order.round), strict=True):
-            told.say(site, **{"update-norm": norm})
-        sent_as = _compress(order, bench, sites, done, told)
-        rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(part, done.metrics, strict=True)]
-        bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
+        try:
+            _train_rows(order, received, part, bench, told, reduction)
+        except Exception as error:  # whatever goes wrong at a site must not end the round of its neighbours
+            if len(part) == len(works) or isinstance(error, OSError):
+                raise
+            told.left_out |= {work.site: reason_of(error) for work in part}
     told.left_out |= reduction.left_out
     after_pack()
     return told.answer(reduction.arrays())
+
+
+def _train_rows(
+    order: Order, received: Mapping[str, np.ndarray], works: Sequence[SiteWork], bench: Workbench, told: Told,
+    reduction: Reduction,
+) -> None:  # fmt: skip
+    """Train as many sites as the matrix has rows."""
+    from fedfm.training.local_round import train_round
+
+    sites = [work.site for work in works]
+    bench.load(order, received, sites)
+    kept, sent = bench.kept(order, sites), bench.sent_along(received)
+    local = parse_config(order.config).local_for(order.card.domain)
+    done = train_round(bench.matrix, works, local, bench.strategy, kept, sent, private=bench.private_columns)
+    for work, metrics in zip(works, done.metrics, strict=True):
+        told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
+    _attack(order, sites, done.leaves["delta"])
+    for site, norm in zip(sites, bench.norms(done.leaves["delta"], order.round), strict=True):
+        told.say(site, **{"update-norm": norm})
+    sent_as = _compress(order, bench, sites, done, told)
+    rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(works, done.metrics, strict=True)]
+    bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
 
 
 def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,10 @@ def test_an_app_that_flower_refuses(fake_flower: Path, monkeypatch, how: str, re
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_nothing_is_left_after_an_interruption(fake_flower: Path, error: type[BaseException]) -> None:
     def interrupt() -> None:
-        assert len(processes_of(fake_flower)) >= 3  # lifeline, SuperLink, reader of the log
+        until = time.monotonic() + 20
+        while len(processes_of(fake_flower)) < 3:  # lifeline, SuperLink, reader of the log, which may just be starting
+            assert time.monotonic() < until
+            time.sleep(0.05)
         raise error("now")
 
     with pytest.raises(error, match="now"):
