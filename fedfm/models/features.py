@@ -58,11 +58,14 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """K * B examples on the device. `weights`: what each label counts in its site's mean loss, 0 for padding."""
+    """K * B examples on the device. `weights`: what each label counts in its site's mean loss, 0 for padding.
+
+    None where all of a site's count the same.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor  # [K*B] or [K*B, S]
-    weights: Tensor  # like labels
+    weights: Tensor | None  # like labels
 
 
 def join(parts: Sequence[Features]) -> Features:
@@ -158,10 +161,10 @@ def collate(
     if task == "token-classification":
         labels, _ = pad([(own.labels, i) for own, i in rows], IGNORED)
     else:
-        labels = np.concatenate([own.labels[i] for own, i in rows])
+        labels = _one_array([own.labels[i] for own, i in rows])
     held = move(labels, device)
     if is_even and task != "token-classification" and size:
-        return Batch(inputs, held, torch.full(held.shape, 1 / size, dtype=dtype, device=device))
+        return Batch(inputs, held, None)
     real = (np.arange(size) < np.array(sizes)[:, None])[:, :, None] & (labels != IGNORED).reshape(len(rows), size, -1)
     flat = real.reshape(len(rows), -1).astype(np.float64)
     weights = (flat / np.maximum(flat.sum(1, keepdims=True), 1)).reshape(labels.shape)
@@ -174,8 +177,12 @@ def _images(rows: Sequence[tuple[Features, np.ndarray]], sizes: Sequence[int], d
     if len(draws):  # a site draws for its own examples, whoever trains beside it
         drawn = [augment(part[:n], draw) for part, n, draw in zip(pixels, sizes, draws, strict=True)]
         pixels = [np.concatenate([new, part[len(new) :]]) for new, part in zip(drawn, pixels, strict=True)]
-    table = np.ascontiguousarray(np.concatenate(pixels))  # the pixels of a site may stand channels last
+    table = np.ascontiguousarray(_one_array(pixels))  # the pixels of a site may stand channels last
     return {"images": move(table, device).to(dtype).div_(255)}
+
+
+def _one_array(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _texts(rows: Sequence[tuple[Features, np.ndarray]], device) -> dict[str, Tensor]:

@@ -45,6 +45,8 @@ class Contrast:
     def loss(self, batch: Batch, active: int) -> Tensor:
         """The term of each site `[k]`, after the forward pass: its examples count as in the site's own loss."""
         found = self.strategy.pull(_vectors(self._entered.pop(), batch), self._others)
+        if batch.weights is None:
+            return found.view(active, -1).mean(dim=1)
         return (found * batch.weights.reshape(len(found), -1).sum(dim=1)).view(active, -1).sum(dim=1)
 
 

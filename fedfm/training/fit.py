@@ -114,7 +114,7 @@ def _backward(
             total = per_site + contrast.loss(batch, active) if contrast else per_site
         with phase("backward"):
             matrix.differentiate(total.sum(), active)
-        losses[:active] += per_site.detach()
+        losses[:active].add_(per_site.detach())
 
     return backward
 
@@ -154,6 +154,10 @@ def batch_plan(lengths: np.ndarray, local: LocalConfig, draw: np.random.Generato
 
 def site_losses(logits: torch.Tensor, batch: Batch, sites: int) -> torch.Tensor:
     """Mean cross-entropy of each site's own examples (or scored tokens), `[K]`."""
+    if batch.weights is None:
+        if sites == 1:
+            return F.cross_entropy(logits, batch.labels)[None]
+        return F.cross_entropy(logits, batch.labels, reduction="none").view(sites, -1).mean(dim=1)
     flat = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), reduction="none", ignore_index=IGNORED
     )
