@@ -71,7 +71,7 @@ class SiteModel(nn.Module):
         trains, the `pooled [k*B, H]` texts.
         """
         if "images" in inputs:
-            hidden = self.adapter(inputs["images"]).to(self.frozen_dtype)
+            hidden = self.adapter.forward(inputs["images"]).to(self.frozen_dtype)
             if not self.is_bare:  # a body of nothing would hand back what it is given, at the price of a body
                 hidden = self._through(self.stack._modules, hidden, None)
             return self.head(hidden.squeeze(1) if hidden.shape[1] == 1 else hidden.mean(dim=1))
