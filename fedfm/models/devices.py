@@ -73,7 +73,7 @@ def move(table: np.ndarray, device: str | torch.device) -> Tensor:
     To a GPU from pinned memory, which needs no wait: a copy from any other would first let the GPU end all that it has
     been given, and then leave it idle until the next step's kernels are launched.
     """
-    held = torch.from_numpy(table)
-    if torch.device(device).type != "cuda":
-        return held.to(device)
+    held, kind = torch.from_numpy(table), torch.device(device).type
+    if kind != "cuda":
+        return held if kind == "cpu" else held.to(device)
     return held.pin_memory().to(device, non_blocking=True)

@@ -7,7 +7,7 @@ that not a digit changes. The modules stay where and what they are: whatever tun
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fedfm.models.frozen_layer import FrozenLayer
 KIN = {  # classes of layers that are one architecture under several names
     "BertLayer", "RobertaLayer", "ElectraLayer", "CamembertLayer", "XLMRobertaLayer", "Data2VecTextLayer",
 }  # fmt: skip
+EMBEDDINGS = {"BertEmbeddings", "ElectraEmbeddings"}  # in those of the others a place is counted from the padding
 
 
 class PlainLayer:
@@ -43,6 +44,27 @@ class PlainLayer:
         seen = _add_and_normalise(self.attended, seen, hidden)
         inner = self.inner._modules
         return _add_and_normalise(self.outer, inner["intermediate_act_fn"](inner["dense"](seen)), seen)
+
+
+class PlainEmbedding:
+    """The embedding of texts that holds `embeddings`, one of `EMBEDDINGS`: ids `[N, S]` -> `[N, S, H]`.
+
+    LayerNorm(W[ids] + T[0] + P[0], ..., W[ids] + T[0] + P[S - 1])        no token is of a second sentence
+    """
+
+    def __init__(self, embeddings: nn.Module):
+        self.parts = embeddings._modules
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        kinds, places = self.parts["token_type_embeddings"].weight, self.parts["position_embeddings"].weight
+        known = self.parts["word_embeddings"](input_ids) + kinds[0]  # called: explanations listen there
+        return self.parts["LayerNorm"].forward(known.add_(places[: input_ids.shape[1]]))
+
+
+def plain_embedding(embeddings: nn.Module, trained: Collection[nn.Module] = ()) -> Callable[[Tensor], Tensor]:
+    """What to call with token ids for a model's embedding: its own forward pass where it trains or is none of ours."""
+    is_frozen = not any(module is one for module in embeddings.modules() for one in trained)
+    return PlainEmbedding(embeddings) if is_frozen and type(embeddings).__name__ in EMBEDDINGS else embeddings.forward
 
 
 def _add_and_normalise(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:

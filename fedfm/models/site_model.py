@@ -21,7 +21,7 @@ from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
 from fedfm.models.devices import float32_by_default
-from fedfm.models.plain_layers import simplify
+from fedfm.models.plain_layers import plain_embedding, simplify
 from fedfm.models.row_lora import RowLoRA
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowModule, Whole
 from fedfm.profiling import phase
@@ -55,6 +55,7 @@ class SiteModel(nn.Module):
         _TUNINGS[settings.tuning](self, settings)
         whole = [module.inner[0] for module in self.rows().values() if isinstance(module, Whole)]
         self.is_plain = simplify(self.body, whole)
+        self.embed = plain_embedding(self.body.embeddings.entrance, whole)
         self.eval()  # no dropout: a site's result may depend on nothing but its data, its orders and the seed
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -85,7 +86,7 @@ class SiteModel(nn.Module):
         """Texts through the whole body: `[N, S, H]`."""
         mask = self._for_body(inputs.get("attention_mask"))
         if self.is_plain:
-            return self._through(self.stack._modules, self.body.embeddings(input_ids=inputs["input_ids"]), mask)
+            return self._through(self.stack._modules, self.embed(inputs["input_ids"]), mask)
         return self.body(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
 
     def above_cut(self, hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -113,7 +113,7 @@ def _backward(
             per_site = site_losses(matrix.model(batch.inputs), batch, active)
             total = per_site + contrast.loss(batch, active) if contrast else per_site
         with phase("backward"):
-            matrix.differentiate(total.sum(), active)
+            matrix.differentiate(total, active)
         losses[:active].add_(per_site.detach())
 
     return backward

@@ -72,10 +72,10 @@ class ClientMatrix:
         self.bound = self.model.active.rows = rows
         return self._parameters[rows]
 
-    def differentiate(self, loss: torch.Tensor, rows: int) -> None:
-        """Write the gradient of `loss`, a number, by the first `rows` rows into those of `grad`."""
-        parameters = self._parameters[rows]
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    def differentiate(self, losses: torch.Tensor, rows: int) -> None:
+        """Write the gradients of `losses [rows]`, each by its own of the first rows, into those of `grad`."""
+        parameters, one = self._parameters[rows], losses.new_ones(()).expand_as(losses)
+        found = torch.autograd.grad(losses, parameters, one, allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grad[:rows])
 

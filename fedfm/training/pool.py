@@ -113,7 +113,7 @@ class _Turns:
             with phase("forward"):
                 loss = site_losses(model(batch.inputs), batch, 1)
             with phase("backward"):
-                self.pool.matrix.differentiate(loss.sum(), 1)
+                self.pool.matrix.differentiate(loss, 1)
         self.loss += float(loss.detach())
         if local.clip_norm:
             clip_rows(self.grad, local.clip_norm)

@@ -73,7 +73,7 @@ def test_gradients_of_factors_are_those_of_torchs_own_graph(targets, domain_rank
                 if hasattr(module, "linear"):
                     module.forward = by_ordinary_operators(module)
         logits = model(inputs)
-        matrix.differentiate((logits**2).sum(), 1)
+        matrix.differentiate((logits**2).sum()[None], 1)
         found.append((logits.detach().clone(), matrix.grad.clone()))
     (logits, gradient), (expected_logits, expected) = found
     assert stand_ins(model) >= {PlainLayer}
@@ -120,7 +120,7 @@ def in_float32(norm):
 
 def logits_and_gradient(matrix, inputs):
     logits = matrix.model(inputs)
-    matrix.differentiate((logits**2).sum(), 1)
+    matrix.differentiate((logits**2).sum()[None], 1)
     return logits.detach().clone(), matrix.grad.clone()
 
 

@@ -10,7 +10,7 @@ from model_helpers import TEXT, make_bound, make_config, random_encoders, save_e
 
 from fedfm.models import body as body_module
 from fedfm.models.frozen_layer import FrozenLayer
-from fedfm.models.plain_layers import KIN, PlainLayer, simplify
+from fedfm.models.plain_layers import EMBEDDINGS, KIN, PlainEmbedding, PlainLayer, plain_embedding, simplify
 
 SIMPLE = {"bert", "roberta", "electra", "xlm-roberta"}  # families whose layers are of KIN
 
@@ -45,6 +45,19 @@ def test_states_and_gradients_are_the_same_bits(family, lengths, dtype, tmp_path
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", random_encoders())
+def test_an_embedding_is_the_same_bits(family, dtype, tmp_path):
+    """Of the plain one, and of those that stay as they are."""
+    embeddings = save_encoder(tmp_path / family, family).eval().to(dtype).embeddings
+    embed = plain_embedding(embeddings)
+    assert isinstance(embed, PlainEmbedding) == (family in ("bert", "electra"))
+    for lengths in ((9, 9), (9, 5, 2)):
+        ids = token_inputs(*lengths)["input_ids"]
+        assert torch.equal(embed(ids), embeddings(ids))
+    assert plain_embedding(embeddings, [next(embeddings.children())]) == embeddings.forward
+
+
 @pytest.mark.parametrize("family", random_encoders())
 def test_only_the_layers_that_it_knows_are_replaced(family, tmp_path):
     model = save_encoder(tmp_path / family, family)
@@ -70,4 +83,7 @@ def test_the_names_are_those_of_transformers_and_the_built_in_body_uses_it():
         roberta.modeling_roberta, xlm_roberta.modeling_xlm_roberta,
     )  # fmt: skip
     assert {name for module in modules for name in KIN if hasattr(module, name)} == KIN
-    assert is_simple(make_bound(make_config("body.name=tiny"), TEXT).model)
+    assert {name for module in modules for name in EMBEDDINGS if hasattr(module, name)} == EMBEDDINGS
+    model = make_bound(make_config("body.name=tiny"), TEXT).model
+    assert is_simple(model)
+    assert isinstance(model.embed, PlainEmbedding)
