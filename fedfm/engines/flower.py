@@ -43,10 +43,9 @@ def run_on_flower(config: RunConfig, folder: RunFolder, listen: Listen) -> None:
     app = write_app(work / "app")
     run_config = {"config": config.to_toml(), "run-folder": str(path)}
     if config.engine.superlink:
-        patience = config.engine.timeout
         outcome = run_on_superlink(
-            app, run_config, config.engine.superlink, folder, work_folder=work, patience=patience, on_poll=pass_on,
-            on_return=tell_start_again,
+            app, run_config, config.engine.superlink, folder, work_folder=work, patience=config.engine.timeout,
+            on_poll=pass_on, on_return=tell_start_again,
         )  # fmt: skip
     else:
         nodes = Simulation(len(config.sites()), workers=config.engine.workers)

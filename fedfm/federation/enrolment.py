@@ -55,6 +55,13 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
     for site in missing:
         if site not in refused:
             say(f"the run begins without site {site}: no node holds it after {wait:.0f} s")
+    _agree_on_labels(config, roll, missing, say)
+    _check_watched(config, roll)
+    return roll
+
+
+def _agree_on_labels(config: RunConfig, roll: Roll, missing: Collection[str], say: Callable[[str], None]) -> None:
+    """Fill in the domains of the roll; `say` hears what is odd about their data."""
     for domain in config.domains.keys() - roll.domains.keys():  # a run that goes on has them from its beginning
         cards = [card for _, card in sorted(roll.cards.items()) if card.domain == domain]
         roll.domains[domain] = agree(domain, cards)
@@ -62,8 +69,6 @@ def enrol(door: Door, wait: float, say: Callable[[str], None] = lambda sentence:
             for sentence in check_together(domain, cards, _missing_of(domain, missing, config)):
                 say(sentence)
     roll.domains = {domain: roll.domains[domain] for domain in config.domains}
-    _check_watched(config, roll)
-    return roll
 
 
 def _missing_of(domain: str, missing: Collection[str], config: RunConfig) -> list[str]:

@@ -23,7 +23,7 @@ STEM_CHANNELS = 32
 
 
 class ImageAdapter(nn.Module):
-    """`[k*B, C, h, w]` in [0, 1] -> tokens `[k*B, S, H]`, S at most `tokens`.
+    """`[k*B, C, h, w]` in [0, 1] -> tokens `[k*B, S, H]`, S at most `tokens`; of "lenet" one token, `[k*B, H]`.
 
     kind: "stem" or "patch", a grid of tokens with positions and a LayerNorm; "lenet", one token without either.
     """
@@ -49,7 +49,7 @@ class ImageAdapter(nn.Module):
         for layer in self.embed._modules.values():
             x = layer.forward(x)
         if not self.is_grid:
-            return x[:, None]
+            return x
         grid = x.permute(0, 2, 3, 1)
         return self.norm(self.positions(grid).flatten(1, 2))
 

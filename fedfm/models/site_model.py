@@ -74,8 +74,9 @@ class SiteModel(nn.Module):
         if "images" in inputs:
             hidden = self.adapter.forward(inputs["images"]).to(self.frozen_dtype)
             if not self.is_bare:  # a body of nothing would hand back what it is given, at the price of a body
-                hidden = self._through(self.stack._modules, hidden, None)
-            return self.head(hidden.squeeze(1) if hidden.shape[1] == 1 else hidden.mean(dim=1))
+                tokens = hidden if hidden.dim() == 3 else hidden[:, None]
+                hidden = self._through(self.stack._modules, tokens, None)
+            return self.head(hidden if hidden.dim() == 2 else hidden.mean(dim=1))
         if "pooled" in inputs:
             return self.head(inputs["pooled"])
         mask = inputs.get("attention_mask")

@@ -66,32 +66,39 @@ def fit(
     of falling number of steps and put back. `contrast`: what a strategy adds to each site's loss. `draws`: another word
     gives other draws from the same keys, for a second descent in a round. Strategies' files say the rest.
     """
-    plans = [w.plan(local, draws) for w in works]
+    plans = [work.plan(local, draws) for work in works]
     order = sorted(range(len(works)), key=lambda i: -len(plans[i]))
-    sorted_works, plans = [works[i] for i in order], [plans[i] for i in order]
-    part, is_sorted, inside = slice(len(order)), order == list(range(len(order))), rows
-    if not is_sorted:  # where it is, as where one site trains alone, no row needs a copy
-        index = torch.tensor(order)
-        matrix.theta[part] = matrix.theta[part][index]
-        inside = None if rows is None else _taken(rows, index)
-        mask = mask[index] if mask is not None and mask.dim() == 2 else mask
-    losses = matrix.theta.new_zeros(len(order), dtype=widest(matrix.theta.device))
-    augments = [w.generator(f"augment{draws}") for w in sorted_works] if local.augment else []
-    backward = _backward(matrix, sorted_works, plans, losses, augments, contrast, inside)
-    rate = matrix.rates(local.learning_rate, local.head_learning_rate)
-    descend(
-        matrix.theta[part], matrix.grad[part], backward, [len(plan) for plan in plans], rate, make_optimizer(local),
-        correct, inside, mask, clip_norm=local.clip_norm, schedule=local.schedule,
-    )  # fmt: skip
-    matrix.activate(matrix.rows)
-    means = [loss / max(len(plan), 1) for loss, plan in zip(losses.tolist(), plans, strict=True)]
-    if is_sorted:
-        return means
+    if order == list(range(len(order))):  # as where one site trains alone: no row needs a copy
+        return _fit_in_order(matrix, works, plans, local, correct, rows, mask, contrast, draws)
+    index, part = torch.tensor(order), slice(len(order))
     back = torch.argsort(index)
+    matrix.theta[part] = matrix.theta[part][index]
+    inside = None if rows is None else _taken(rows, index)
+    mask = mask[index] if mask is not None and mask.dim() == 2 else mask
+    works, plans = [works[i] for i in order], [plans[i] for i in order]
+    means = _fit_in_order(matrix, works, plans, local, correct, inside, mask, contrast, draws)
     matrix.theta[part] = matrix.theta[part][back]
     if rows is not None:
         _put_back(rows, inside, back)
     return [means[place] for place in back.tolist()]
+
+
+def _fit_in_order(
+    matrix: ClientMatrix, works: Sequence[SiteWork], plans: Sequence[list[np.ndarray]], local: LocalConfig,
+    correct: Correct | None, rows: SiteRows | None, mask: Tensor | None, contrast: Contrast | None, draws: str,
+) -> list[float]:  # fmt: skip
+    """`fit` of sites whose rows stand in order of falling number of steps."""
+    part, steps = slice(len(works)), [len(plan) for plan in plans]
+    losses = matrix.theta.new_zeros(len(works), dtype=widest(matrix.theta.device))
+    augments = [work.generator(f"augment{draws}") for work in works] if local.augment else []
+    backward = _backward(matrix, works, plans, losses, augments, contrast, rows)
+    rate = matrix.rates(local.learning_rate, local.head_learning_rate)
+    descend(
+        matrix.theta[part], matrix.grad[part], backward, steps, rate, make_optimizer(local),
+        correct, rows, mask, clip_norm=local.clip_norm, schedule=local.schedule,
+    )  # fmt: skip
+    matrix.activate(matrix.rows)
+    return [loss / max(count, 1) for loss, count in zip(losses.tolist(), steps, strict=True)]
 
 
 def _backward(

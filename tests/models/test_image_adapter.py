@@ -65,7 +65,7 @@ def test_lenet_makes_one_token_without_position_or_norm(size):
     matrix = make_bound(config, image_card(3, *size))
     with torch.no_grad():
         tokens = matrix.model.adapter(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)))
-    assert tokens.shape == (2, 1, load_body(config).width)
+    assert tokens.shape == (2, load_body(config).width)
     assert (tokens >= 0).all()  # behind a ReLU
     assert tokens.any()
     parts = {name.rpartition(".")[0] for name in matrix.columns if name.startswith("adapter.")}
