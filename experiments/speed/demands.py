@@ -74,9 +74,15 @@ def _faster(results: dict) -> Iterator[dict]:
         ran = {c["engine"] for c in cells if c["workload"] == workload}
         if {engine, against} <= ran:
             found = ratios(cells, workload, engine, against, clock)
-            seen = f"{median(found):.3g}x" if found else "void"
+            seen = _beside(median(found), wanted) if found else "void"
             name = f"{workload}: {engine} over {against}, {'wall' if clock == 'walls' else 'CPU'} seconds"
             yield _row(number, name, f">= {wanted:.3g}x", seen, bool(found) and median(found) >= wanted)
+
+
+def _beside(ratio: float, wanted: float) -> str:
+    """With as many digits, at least three, as show on which side of `wanted` the ratio lies."""
+    texts = (f"{ratio:.{digits}g}" for digits in range(3, 17))
+    return next((text for text in texts if (float(text) >= wanted) == (ratio >= wanted)), repr(ratio)) + "x"
 
 
 def _operators(results: dict) -> Iterator[dict]:

@@ -103,6 +103,13 @@ def test_a_ratio_is_that_of_rounds_of_the_same_number(speed):
     assert met(speed, results(floor, cell("k1", [2.0, 20.0, 8.0]))) == {"W2t: k1 over floor, CPU seconds": "MISSED"}
 
 
+def test_a_ratio_just_below_what_is_wanted_does_not_look_as_if_it_were_that(speed):
+    found = results(cell("floor", [7.996]), cell("k8", [1.0]))
+    (row,) = speed("demands").demand_rows(found)
+    assert (row["wanted"], row["seen"], row["met"]) == (">= 8x", "7.996x", "MISSED")
+    assert speed("demands")._beside(8.0004, 8.0) == "8x"
+
+
 def test_a_void_cell_gives_no_figure_and_its_demand_is_missed(speed):
     found = results(cell("floor", [8.0]), cell("k8", [0.1], void="11 of 12 updates came"))
     assert met(speed, found) == {"W2t: k8 over floor, CPU seconds": "MISSED"}
