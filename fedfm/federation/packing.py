@@ -112,11 +112,16 @@ def work_of(pack: Pack, roll: Roll, config: RunConfig) -> float:
 
 
 def _by_node(sites: Iterable[str], roll: Roll, kind: Kind) -> dict[tuple[str, int, Hashable], list[str]]:
-    """(domain, node, kind of model) -> its sites: an order goes to one node, with one model."""
+    """What an order needs to be theirs -> sites."""
     members: dict[tuple[str, int, Hashable], list[str]] = {}
     for site in sites:
-        members.setdefault((roll.cards[site].domain, roll.nodes[site], kind(site)), []).append(site)
+        members.setdefault(needs(site, roll, kind), []).append(site)
     return members
+
+
+def needs(site: str, roll: Roll, kind: Kind) -> tuple[str, int, Hashable]:
+    """(domain, node, kind of model) of a site's order: it goes to one node, with one model."""
+    return roll.cards[site].domain, roll.nodes[site], kind(site)
 
 
 def _chunks(sites: Sequence[str], size: int) -> list[Pack]:

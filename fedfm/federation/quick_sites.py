@@ -7,11 +7,11 @@ number changes: who shares an order may hang on time and chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from fedfm.config import RunConfig
 from fedfm.federation.door import Roll
-from fedfm.federation.packing import Kind, Pack
+from fedfm.federation.packing import Kind, Pack, needs
 
 SECONDS_OF_AN_ORDER = 0.1  # often enough for whoever watches
 ORDERS_OF_A_WORKER = 4  # at least, of a round: with fewer one worker waits for another
@@ -30,20 +30,18 @@ class QuickSites:
         self._seconds |= zip(pack, seconds, strict=True)
 
     def join(
-        self, packs: Iterable[Pack], roll: Roll, kind: Kind, num_bytes: Callable[[str], int]
+        self, packs: Sequence[Pack], roll: Roll, kind: Kind, num_bytes: Callable[[str], int]
     ) -> list[Pack]:  # fmt: skip
         """The packs of a round, neighbours among those of one joined where all of them are quick.
 
-        Sites of one domain, node and `kind` of model can share an order. num_bytes: of what a site sends. A site that
-        has not trained yet is alone.
+        num_bytes: of what a site sends. A site that has not trained yet is alone.
         """
-        packs = list(packs)
         longest = self._longest(packs)
         orders: list[Pack] = []
         filled, last = math.inf, None
         for pack in packs:
             part = self._share(pack, longest, num_bytes)
-            wanted = roll.cards[pack[0]].domain, roll.nodes[pack[0]], kind(pack[0])
+            wanted = needs(pack[0], roll, kind)
             if filled + part <= 1 and wanted == last:
                 orders[-1] += pack
                 filled += part
