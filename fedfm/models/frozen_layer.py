@@ -1,7 +1,8 @@
-"""A layer of BERT whose own weights stay as they are, as two nodes of the graph: before its attention and after it.
+"""A layer of BERT whose own weights stay as they are, as one node of the graph.
 
-Nothing but the input and LoRA's factors needs a gradient there, and those are written out: torch's own graph of the
-same layer has thirty nodes, of which each costs more than its arithmetic where a batch is small.
+Nothing but the input and LoRA's factors needs a gradient there, and those are written out (`frozen_parts`): torch's own
+graph of the same layer has thirty nodes, of which each costs more than its arithmetic where a batch is small. On a GPU,
+and in bfloat16, torch is to choose the kernel of attention, and there are two nodes: before attention and after it.
 
 Shape letters: N examples, S tokens, H features, h heads of d features, T = N S.
 """
@@ -9,7 +10,6 @@ Shape letters: N examples, S tokens, H features, h heads of d features, T = N S.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import GELUActivation
 
+from fedfm.models.attention import attend, attend_back
+from fedfm.models.frozen_parts import Norm, as_type_of, finish, finish_back, project, project_back
 from fedfm.models.row_lora import Linear, RowLoRA
-
-aten = torch.ops.aten
 
 
 class FrozenLayer:
@@ -58,6 +58,8 @@ class FrozenLayer:
         if self.is_half:
             inward, outward = ([linear.in_its_type() for linear in linears] for linears in (inward, outward))
             self._fit_norms(hidden.device)
+        elif hidden.device.type == "cpu" and torch.is_grad_enabled():
+            return _Layer.apply(hidden, mask, self, inward, outward, *trained, *trained_after)
         heads = _Project.apply(hidden, self.head, inward, *trained)
         seen = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=self.scaling)
         return _Finish.apply(seen, hidden, outward, self.norms, *trained_after)
@@ -69,30 +71,31 @@ class FrozenLayer:
             self.norms = [Norm.of(module, wanted) for module in self.modules]
 
 
-class Norm(NamedTuple):
-    """A frozen LayerNorm."""
+class _Layer(torch.autograd.Function):
+    """The whole of it: `hidden [N, S, H]` -> `[N, S, H]`."""
 
-    width: list[int]
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, mask: Tensor | None, layer: FrozenLayer, inward: Sequence[Linear],
+        outward: Sequence[Linear], *factors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        x, heads = hidden.reshape(-1, hidden.shape[2]), (len(hidden), layer.head, layer.scaling)
+        projected, lows = project(x, inward)
+        seen, of_heads = attend(projected, mask, *heads)
+        y, of_rest = finish(seen, x, outward, layer.norms)
+        ctx.save_for_backward(x if lows else None, *lows, *of_heads, *of_rest)
+        ctx.counts = 1 + len(lows), 1 + len(lows) + len(of_heads)
+        ctx.linears, ctx.norms, ctx.heads, ctx.shape = (inward, outward), layer.norms, heads, hidden.shape
+        return y.view(hidden.shape)
 
-    @classmethod
-    def of(cls, module: nn.LayerNorm, dtype: torch.dtype | None = None) -> Norm:
-        """That of a module; its weights as copies of another type, if one is given."""
-        weight, bias = module.weight, module.bias
-        if dtype is not None:
-            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        return cls(list(module.normalized_shape), weight, bias, module.eps)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`y [T, H]` of `x [T, H]`, and the mean and the inverse deviation that its gradient wants, `[T, 1]`."""
-        return torch.native_layer_norm(x, *self)
-
-    def to_input(self, dy: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-        """The gradient of the input, `[T, H]`."""
-        wanted = [True, False, False]
-        return aten.native_layer_norm_backward(dy, x, self.width, mean, inverse, self.weight, self.bias, wanted)[0]
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (first, second), (inward, outward), kept = ctx.counts, ctx.linears, ctx.saved_tensors
+        d_seen, dx, of_outward = finish_back(dy, kept[second:], outward, ctx.norms)
+        changes = attend_back(d_seen, kept[first:second], *ctx.heads)
+        dx, of_inward = project_back(changes, kept[0], kept[1:first], inward, ctx.needs_input_grad[0], dx)
+        return None if dx is None else dx.view(ctx.shape), None, None, None, None, *of_inward, *of_outward
 
 
 class _Project(torch.autograd.Function):
@@ -101,26 +104,18 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: int, linears: Sequence[Linear], *factors: Tensor) -> tuple[Tensor, ...]:
         n, s, h = hidden.shape
-        x, outputs, lows = _as(hidden.reshape(n * s, h), linears[0].weight), [], []
-        for linear in linears:
-            y, low = linear.forward(x)
-            outputs.append(y.view(n, s, -1, head).transpose(1, 2))
-            lows += low
-        ctx.save_for_backward(x if any(linear.pairs for linear in linears) else None, *lows)
+        x = as_type_of(linears[0].weight, hidden.reshape(n * s, h))
+        projected, lows = project(x, linears)
+        ctx.save_for_backward(x if lows else None, *lows)
         ctx.linears, ctx.shape = linears, hidden.shape
-        return tuple(outputs)
+        return tuple(y.view(n, s, -1, head).transpose(1, 2) for y in projected)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *changes: Tensor) -> tuple[Tensor | None, ...]:
-        x, *lows = ctx.saved_tensors
-        (n, s, _), dx, gradients = ctx.shape, None, []
-        for linear, change in zip(ctx.linears, changes, strict=True):
-            dy = change.transpose(1, 2).reshape(n * s, -1)
-            found, backs = linear.to_factors(dy, x, _taken(lows, linear))
-            gradients += found
-            if ctx.needs_input_grad[0]:
-                dx = linear.to_input(dy, backs, dx)
+        (x, *lows), (n, s, h) = ctx.saved_tensors, ctx.shape
+        rows = [change.transpose(1, 2).reshape(n * s, h) for change in changes]
+        dx, gradients = project_back(rows, x, lows, ctx.linears, ctx.needs_input_grad[0])
         return None if dx is None else dx.view(ctx.shape), None, None, *gradients
 
 
@@ -131,40 +126,18 @@ class _Finish(torch.autograd.Function):
     def forward(
         ctx, seen: Tensor, hidden: Tensor, linears: Sequence[Linear], norms: Sequence[Norm], *factors: Tensor
     ) -> Tensor:
-        (out, inner, outer), (first, second) = linears, norms
         n, s, h = hidden.shape
-        x = seen.transpose(1, 2).reshape(n * s, -1)
-        attended, low_out = out.forward(x)
-        attended = _sum(attended, hidden.reshape(n * s, h), first)
-        a, *of_first = first.forward(attended)
-        cast = _as(a, inner.weight)
-        wide, low_inner = inner.forward(cast)
-        active = F.gelu(wide)
-        total, low_outer = outer.forward(active)
-        total = _sum(total, a, second)
-        y, *of_second = second.forward(total)
-        kept = [value if linear.pairs else None for linear, value in zip(linears, (x, cast, active), strict=True)]
-        lows = (*low_outer, *low_inner, *low_out)
-        ctx.save_for_backward(*kept, attended, *of_first, wide, total, *of_second, *lows)
+        y, kept = finish(seen.transpose(1, 2).reshape(n * s, -1), hidden.reshape(n * s, h), linears, norms)
+        ctx.save_for_backward(*kept)
         ctx.linears, ctx.norms, ctx.shapes = linears, norms, (seen.shape, hidden.shape)
         return y.view(n, s, h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, active, attended, mean_1, inverse_1, wide, total, mean_2, inverse_2, *lows = ctx.saved_tensors
-        (out, inner, outer), (first, second) = ctx.linears, ctx.norms
-        change = second.to_input(dy.reshape(total.shape), total, mean_2, inverse_2)
-        cast = _as(change, wide)
-        of_outer, backs = outer.to_factors(cast, active, _taken(lows, outer))
-        narrow = aten.gelu_backward(outer.to_input(cast, backs), wide)
-        of_inner, backs = inner.to_factors(narrow, a, _taken(lows, inner))
-        change = first.to_input(inner.to_input(narrow, backs, change), attended, mean_1, inverse_1)
-        cast = _as(change, wide)
-        of_out, backs = out.to_factors(cast, x, _taken(lows, out))
         (n, h, s, d), shape = ctx.shapes
-        d_seen = out.to_input(cast, backs).view(n, s, h, d).transpose(1, 2)
-        return d_seen, change.view(shape), None, None, *of_out, *of_inner, *of_outer
+        d_seen, change, gradients = finish_back(dy, ctx.saved_tensors, ctx.linears, ctx.norms)
+        return d_seen.view(n, s, h, d).transpose(1, 2), change.view(shape), None, None, *gradients
 
 
 def _parts(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -179,23 +152,6 @@ def _computed(module: nn.Module) -> Linear | RowLoRA:
     return module if type(module) is RowLoRA else Linear(module.weight, module.bias)
 
 
-def _as(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the type of `like`."""
-    return x if x.dtype == like.dtype else x.to(like.dtype)
-
-
-def _sum(product: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """`product + x` in the type of the norm that follows; in place where the product is of that type."""
-    return product.add_(x) if product.dtype == norm.weight.dtype else (product + x).to(norm.weight.dtype)
-
-
 def norm_type(device: torch.device) -> torch.dtype:
     """In which autocast computes the norms of a body in bfloat16."""
     return torch.float32 if device.type == "cuda" else torch.bfloat16
-
-
-def _taken(lows: list[Tensor], linear: Linear) -> list[Tensor]:
-    """The first of `lows`, those of `linear`, which are taken out of it."""
-    count = len(linear.pairs)
-    own, lows[:count] = lows[:count], []
-    return own

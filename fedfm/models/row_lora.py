@@ -42,7 +42,7 @@ class RowLoRA(RowModule):
             return _LowRank.apply(x, linear, *linear.factors())
         y = F.linear(x, linear.weight, linear.bias)  # autocast knows torch's operators, and none of ours
         wide, total = x.reshape(self.k, -1, x.shape[-1]), y.view(self.k, -1, y.shape[-1])
-        for a, b in linear.pairs:
+        for a, b, *_ in linear.pairs:
             low = torch.bmm(wide, a.transpose(1, 2))
             total = torch.baddbmm(total, low, b.transpose(1, 2), alpha=self.scale)
         return total.view(y.shape)
@@ -52,7 +52,7 @@ class RowLoRA(RowModule):
         weight = self.base.weight if self.merged is None else self.merged
         if self._linear is None or self._linear[0] != self.k or self._linear[1].weight is not weight:
             factors = [self.row(name) for name in self.shapes]
-            pairs = tuple(zip(factors[::2], factors[1::2], strict=True))
+            pairs = tuple(Pair.of(*pair) for pair in zip(factors[::2], factors[1::2], strict=True))
             self._linear = self.k, Linear(weight, self.base.bias, self.scale, pairs)
         return self._linear[1]
 
@@ -79,10 +79,23 @@ class RowLoRA(RowModule):
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 
+class Pair(NamedTuple):
+    """The factors A `[k, r, H]` and B `[k, O, r]` of an update, and both turned, for which no step has to ask again."""
+
+    a: Tensor
+    b: Tensor
+    a_turned: Tensor
+    b_turned: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> Pair:
+        return cls(a, b, a.detach().transpose(1, 2), b.detach().transpose(1, 2))
+
+
 class Linear(NamedTuple):
     """A frozen linear layer `W0 [O, H]`, `b0 [O]`, and the low-rank update on it, if any: pairs (A_i, B_i) and a scale.
 
-    A_i `[k, r, H]`, B_i `[k, O, r]`. What is computed, and its gradients, without a graph:
+    What is computed, and its gradients, without a graph:
 
         y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T        dx = dy W0 + scale * sum_i (dy B_i) A_i
         dA_i = scale * (dy B_i)^T x                            dB_i = scale * dy^T (x A_i^T)
@@ -91,32 +104,35 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     scale: float = 1.0
-    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
     def factors(self) -> list[Tensor]:
         """A_1, B_1, A_2, B_2, ..."""
-        return [factor for pair in self.pairs for factor in pair]
+        return [factor for pair in self.pairs for factor in pair[:2]]
 
     def in_its_type(self) -> Linear:
         """With factors in the type of the weight."""
         to = self.weight.dtype
-        return self._replace(pairs=tuple((a.to(to), b.to(to)) for a, b in self.pairs)) if self.pairs else self
+        return self._replace(pairs=tuple(Pair.of(p.a.to(to), p.b.to(to)) for p in self.pairs)) if self.pairs else self
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`y [T, O]` of `x [T, H]`, and `x A_i^T [k, T / k, r]`, which the gradients want."""
         y, lows = F.linear(x, self.weight, self.bias), []
-        for a, b in self.pairs:
-            lows.append(torch.bmm(_of_sites(x, a), a.transpose(1, 2)))
-            _of_sites(y, b).baddbmm_(lows[-1], b.transpose(1, 2), alpha=self.scale)
+        for a, b, a_turned, b_turned in self.pairs:
+            lows.append(torch.bmm(_of_sites(x, a), a_turned))
+            _of_sites(y, b).baddbmm_(lows[-1], b_turned, alpha=self.scale)
         return y, lows
 
     def to_factors(self, dy: Tensor, x: Tensor, lows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of the factors, and `dy B_i [k, T / k, r]`, which that of the input wants."""
         gradients, backs = [], []
-        for (_, b), low in zip(self.pairs, lows, strict=True):
+        for (_, b, *_), low in zip(self.pairs, lows, strict=True):
             change = _of_sites(dy, b)
             back = torch.bmm(change, b)
-            gradients += [_scaled(self.scale, back, _of_sites(x, b)), _scaled(self.scale, change, low)]
+            gradients += [
+                scaled(self.scale, back.transpose(1, 2), _of_sites(x, b)),
+                scaled(self.scale, change.transpose(1, 2), low),
+            ]
             backs.append(back)
         return gradients, backs
 
@@ -125,7 +141,7 @@ class Linear(NamedTuple):
         if onto is not None and onto.dtype != dy.dtype:
             return onto.add_(self.to_input(dy, backs))
         dx = torch.mm(dy, self.weight) if onto is None else onto.addmm_(dy, self.weight)
-        for (a, _), back in zip(self.pairs, backs, strict=True):
+        for (a, *_), back in zip(self.pairs, backs, strict=True):
             _of_sites(dx, a).baddbmm_(back, a, alpha=self.scale)
         return dx
 
@@ -160,9 +176,9 @@ def _of_sites(x: Tensor, rows: Tensor) -> Tensor:
     return x.view(rows.shape[0], -1, x.shape[1])
 
 
-def _scaled(scale: float, a: Tensor, b: Tensor) -> Tensor:
-    """`scale * a^T b` of each row, one operator."""
-    return torch.baddbmm(_nothing(a.dtype, a.device), a.transpose(1, 2), b, beta=0, alpha=scale)
+def scaled(scale: float, a: Tensor, b: Tensor) -> Tensor:
+    """`scale * a b` of each row, one operator."""
+    return torch.baddbmm(_nothing(a.dtype, a.device), a, b, beta=0, alpha=scale)
 
 
 @lru_cache
