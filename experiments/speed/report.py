@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -40,8 +41,9 @@ def write_report(results: dict, out: Path, quick: bool) -> None:
     draw(rows, out)
 
 
+@cache
 def machine() -> dict:
-    """fedfm's own record of versions and hardware, and the version of pfl."""
+    """fedfm's own record of versions and hardware, and the version of pfl: before a report makes the tree differ."""
     found = environment()
     try:
         found["versions"]["pfl"] = metadata.version("pfl")
