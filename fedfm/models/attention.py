@@ -30,13 +30,13 @@ def attend(
         heads = [y.view(n, -1, d) for y in projected]
         seen, p = _attend_by_products(heads, mask, scale)
         return seen.view(-1, d), [*heads, p]
-    heads = [_heads(y, n, d) for y in projected]
+    heads = [heads_of(y, n, d) for y in projected]
     added = None
     if mask is not None:
         added = torch.zeros(mask.shape, dtype=projected[0].dtype).masked_fill_(~mask, -torch.inf)
     kernel = aten._scaled_dot_product_flash_attention_for_cpu
     seen, log_sums = kernel(*heads, 0.0, False, attn_mask=added, scale=scale)
-    return _rows(seen), [*heads, seen, log_sums, added]
+    return rows_of(seen), [*heads, seen, log_sums, added]
 
 
 def attend_back(dy: Tensor, kept: Sequence[Tensor | None], n: int, d: int, scale: float) -> list[Tensor]:
@@ -45,7 +45,7 @@ def attend_back(dy: Tensor, kept: Sequence[Tensor | None], n: int, d: int, scale
         return [change.view(-1, d) for change in _back_by_products(dy.view(n, -1, d), *kept, scale)]
     *rest, added = kept
     kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return [_rows(change) for change in kernel(_heads(dy, n, d), *rest, 0.0, False, attn_mask=added, scale=scale)]
+    return [rows_of(change) for change in kernel(heads_of(dy, n, d), *rest, 0.0, False, attn_mask=added, scale=scale)]
 
 
 def _is_narrow(y: Tensor, n: int, d: int) -> bool:
@@ -70,12 +70,12 @@ def _back_by_products(
     return scaled(scale, ds, key), scaled(scale, ds.transpose(1, 2), query), torch.bmm(p.transpose(1, 2), do)
 
 
-def _heads(y: Tensor, n: int, d: int) -> Tensor:
+def heads_of(y: Tensor, n: int, d: int) -> Tensor:
     """`[T, H]` of n texts as `[N, h, S, d]`."""
     return y.view(n, len(y) // n, -1, d).transpose(1, 2)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
     """`[N, h, S, d]` as `[T, H]`."""
     n, h, s, d = x.shape
     return x.transpose(1, 2).reshape(n * s, h * d)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import GELUActivation
 
-from fedfm.models.attention import attend, attend_back
+from fedfm.models.attention import attend, attend_back, heads_of, rows_of
 from fedfm.models.frozen_parts import Norm, as_type_of, finish, finish_back, project, project_back
 from fedfm.models.row_lora import Linear, RowLoRA
 
@@ -51,7 +51,7 @@ class FrozenLayer:
         )
 
     def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
-        """hidden `[N, S, H]`, mask as `scaled_dot_product_attention` takes it -> `[N, S, H]`."""
+        """hidden `[N, S, H]`, mask `[N, 1, S, S]`, False where a token is not looked at -> `[N, S, H]`."""
         inward = [module if type(module) is Linear else module.linear() for module in self.inward]
         outward = [module if type(module) is Linear else module.linear() for module in self.outward]
         trained, trained_after = ([f for linear in linears for f in linear.factors()] for linears in (inward, outward))
@@ -103,18 +103,17 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, head: int, linears: Sequence[Linear], *factors: Tensor) -> tuple[Tensor, ...]:
-        n, s, h = hidden.shape
-        x = as_type_of(linears[0].weight, hidden.reshape(n * s, h))
+        x = as_type_of(linears[0].weight, hidden.reshape(-1, hidden.shape[2]))
         projected, lows = project(x, linears)
         ctx.save_for_backward(x if lows else None, *lows)
         ctx.linears, ctx.shape = linears, hidden.shape
-        return tuple(y.view(n, s, -1, head).transpose(1, 2) for y in projected)
+        return tuple(heads_of(y, len(hidden), head) for y in projected)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *changes: Tensor) -> tuple[Tensor | None, ...]:
-        (x, *lows), (n, s, h) = ctx.saved_tensors, ctx.shape
-        rows = [change.transpose(1, 2).reshape(n * s, h) for change in changes]
+        x, *lows = ctx.saved_tensors
+        rows = [rows_of(change) for change in changes]
         dx, gradients = project_back(rows, x, lows, ctx.linears, ctx.needs_input_grad[0])
         return None if dx is None else dx.view(ctx.shape), None, None, *gradients
 
@@ -126,18 +125,17 @@ class _Finish(torch.autograd.Function):
     def forward(
         ctx, seen: Tensor, hidden: Tensor, linears: Sequence[Linear], norms: Sequence[Norm], *factors: Tensor
     ) -> Tensor:
-        n, s, h = hidden.shape
-        y, kept = finish(seen.transpose(1, 2).reshape(n * s, -1), hidden.reshape(n * s, h), linears, norms)
+        y, kept = finish(rows_of(seen), hidden.reshape(-1, hidden.shape[2]), linears, norms)
         ctx.save_for_backward(*kept)
         ctx.linears, ctx.norms, ctx.shapes = linears, norms, (seen.shape, hidden.shape)
-        return y.view(n, s, h)
+        return y.view(hidden.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (n, h, s, d), shape = ctx.shapes
+        (n, _, _, d), shape = ctx.shapes
         d_seen, change, gradients = finish_back(dy, ctx.saved_tensors, ctx.linears, ctx.norms)
-        return d_seen.view(n, s, h, d).transpose(1, 2), change.view(shape), None, None, *gradients
+        return heads_of(d_seen, n, d), change.view(shape), None, None, *gradients
 
 
 def _parts(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -37,7 +37,7 @@ def masked(texts: int, tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("tokens", "head"),
     [(1, 12), (16, 12), (SHORT, 12), (SHORT + 1, 12), (16, 4), (SHORT + 1, 4)],
-    ids=lambda value: str(value),
+    ids=str,
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 5e-6)], ids=["64", "32"])
 def test_it_is_torchs(tokens, head, is_masked, dtype, tolerance):
