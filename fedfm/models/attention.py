@@ -66,7 +66,7 @@ def _back_by_products(
     do: Tensor, query: Tensor, key: Tensor, value: Tensor, p: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dS = P * (dO V^T - rowsum(P * dO V^T))`; `dQ = scale dS K`, `dK = scale dS^T Q`, `dV = P^T dO`."""
-    ds = aten._softmax_backward_data(torch.bmm(do, value.transpose(1, 2)), p, -1, p.dtype)
+    ds = torch._softmax_backward_data(torch.bmm(do, value.transpose(1, 2)), p, -1, p.dtype)
     return scaled(scale, ds, key), scaled(scale, ds.transpose(1, 2), query), torch.bmm(p.transpose(1, 2), do)
 
 

@@ -1,8 +1,8 @@
-"""A layer of BERT whose own weights stay as they are, as one node of the graph.
+"""Layers of BERT whose own weights stay as they are, all of them as one node of the graph.
 
 Nothing but the input and LoRA's factors needs a gradient there, and those are written out (`frozen_parts`): torch's own
-graph of the same layer has thirty nodes, of which each costs more than its arithmetic where a batch is small. On a GPU,
-and in bfloat16, torch is to choose the kernel of attention, and there are two nodes: before attention and after it.
+graph of one layer has thirty nodes, of which each costs more than its arithmetic where a batch is small. On a GPU, and
+in bfloat16, torch is to choose the kernel of attention, and a layer is two nodes: before attention and after it.
 
 Shape letters: N examples, S tokens, H features, h heads of d features, T = N S.
 """
@@ -20,6 +20,12 @@ from transformers.activations import GELUActivation
 from fedfm.models.attention import attend, attend_back, heads_of, rows_of
 from fedfm.models.frozen_parts import Norm, as_type_of, finish, finish_back, project, project_back
 from fedfm.models.row_lora import Linear, RowLoRA
+
+Linears = tuple[list[Linear], list[Linear]]
+
+# Numbers of a state, beyond which every layer is a node of its own. What a node has kept is let go when its gradient is
+# there: of all layers at once that is late, and to ask for fresh memory until then takes longer than a few nodes more.
+LARGE = 2**16
 
 
 class FrozenLayer:
@@ -51,18 +57,25 @@ class FrozenLayer:
         )
 
     def __call__(self, hidden: Tensor, mask: Tensor | None = None, *_: None, **__: None) -> Tensor:
-        """hidden `[N, S, H]`, mask `[N, 1, S, S]`, False where a token is not looked at -> `[N, S, H]`."""
-        inward = [module if type(module) is Linear else module.linear() for module in self.inward]
-        outward = [module if type(module) is Linear else module.linear() for module in self.outward]
-        trained, trained_after = ([f for linear in linears for f in linear.factors()] for linears in (inward, outward))
+        """hidden `[N, S, H]`, mask bool `[N, 1, S, S]`, False where a token is not looked at -> `[N, S, H]`."""
+        if self._is_in_one_node(hidden):
+            return through([self], hidden, mask)
+        inward, outward = self.linears()
+        trained, trained_after = _factors(inward), _factors(outward)
         if self.is_half:
             inward, outward = ([linear.in_its_type() for linear in linears] for linears in (inward, outward))
             self._fit_norms(hidden.device)
-        elif hidden.device.type == "cpu" and torch.is_grad_enabled():
-            return _Layer.apply(hidden, mask, self, inward, outward, *trained, *trained_after)
         heads = _Project.apply(hidden, self.head, inward, *trained)
         seen = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=self.scaling)
         return _Finish.apply(seen, hidden, outward, self.norms, *trained_after)
+
+    def linears(self) -> Linears:
+        """(W_q, W_k, W_v), (W_o, W_1, W_2) as they are at present."""
+        inward = [module if type(module) is Linear else module.linear() for module in self.inward]
+        return inward, [module if type(module) is Linear else module.linear() for module in self.outward]
+
+    def _is_in_one_node(self, hidden: Tensor) -> bool:
+        return hidden.device.type == "cpu" and not self.is_half and torch.is_grad_enabled()
 
     def _fit_norms(self, device: torch.device) -> None:
         """Copies of the norms' weights in another type do not move with the model."""
@@ -71,31 +84,58 @@ class FrozenLayer:
             self.norms = [Norm.of(module, wanted) for module in self.modules]
 
 
-class _Layer(torch.autograd.Function):
-    """The whole of it: `hidden [N, S, H]` -> `[N, S, H]`."""
+def through(layers: Sequence[FrozenLayer], hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Layers one after the other; hidden and mask as one layer takes them."""
+    if not layers[0]._is_in_one_node(hidden) or (hidden.numel() > LARGE and len(layers) > 1):
+        for layer in layers:
+            hidden = layer(hidden, mask)
+        return hidden
+    linears = [layer.linears() for layer in layers]
+    factors = [factor for inward, outward in linears for factor in (*_factors(inward), *_factors(outward))]
+    return _Layers.apply(hidden, mask, layers, linears, *factors)
+
+
+def _factors(linears: Sequence[Linear]) -> list[Tensor]:
+    return [factor for linear in linears for factor in linear.factors()]
+
+
+class _Layers(torch.autograd.Function):
+    """Layers one after the other, `hidden [N, S, H]` -> `[N, S, H]`; linears: of each (inward, outward)."""
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, mask: Tensor | None, layer: FrozenLayer, inward: Sequence[Linear],
-        outward: Sequence[Linear], *factors: Tensor,
+        ctx, hidden: Tensor, mask: Tensor | None, layers: Sequence[FrozenLayer], linears: Sequence[Linears],
+        *factors: Tensor,
     ) -> Tensor:  # fmt: skip
-        x, heads = hidden.reshape(-1, hidden.shape[2]), (len(hidden), layer.head, layer.scaling)
-        projected, lows = project(x, inward)
-        seen, of_heads = attend(projected, mask, *heads)
-        y, of_rest = finish(seen, x, outward, layer.norms)
-        ctx.save_for_backward(x if lows else None, *lows, *of_heads, *of_rest)
-        ctx.counts = 1 + len(lows), 1 + len(lows) + len(of_heads)
-        ctx.linears, ctx.norms, ctx.heads, ctx.shape = (inward, outward), layer.norms, heads, hidden.shape
-        return y.view(hidden.shape)
+        n, x, kept, steps = len(hidden), hidden.reshape(-1, hidden.shape[2]), [], []
+        is_wanted = ctx.needs_input_grad[0]  # no gradient passes below the lowest layer that trains
+        for layer, (inward, outward) in zip(layers, linears, strict=True):
+            projected, lows = project(x, inward)
+            seen, of_heads = attend(projected, mask, n, layer.head, layer.scaling)
+            y, of_rest = finish(seen, x, outward, layer.norms)
+            is_wanted = is_wanted or any(linear.pairs for linear in (*inward, *outward))
+            if is_wanted:
+                first, second = 1 + len(lows), 1 + len(lows) + len(of_heads)
+                kept += [x if lows else None, *lows, *of_heads, *of_rest]
+                steps.append((layer, inward, outward, first, second, second + len(of_rest)))
+            x = y
+        ctx.save_for_backward(*kept)
+        ctx.steps, ctx.shape = steps, hidden.shape
+        return x.view(hidden.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (first, second), (inward, outward), kept = ctx.counts, ctx.linears, ctx.saved_tensors
-        d_seen, dx, of_outward = finish_back(dy, kept[second:], outward, ctx.norms)
-        changes = attend_back(d_seen, kept[first:second], *ctx.heads)
-        dx, of_inward = project_back(changes, kept[0], kept[1:first], inward, ctx.needs_input_grad[0], dx)
-        return None if dx is None else dx.view(ctx.shape), None, None, None, None, *of_inward, *of_outward
+        kept, gradients = ctx.saved_tensors, []
+        end, dy = len(kept), dy.reshape(-1, ctx.shape[2])
+        for layer, inward, outward, first, second, count in reversed(ctx.steps):
+            own, end = kept[end - count : end], end - count
+            d_seen, dx, of_outward = finish_back(dy, own[second:], outward, layer.norms)
+            changes = attend_back(d_seen, own[first:second], ctx.shape[0], layer.head, layer.scaling)
+            is_wanted = end > 0 or ctx.needs_input_grad[0]
+            dy, of_inward = project_back(changes, own[0], own[1:first], inward, is_wanted, dx)
+            gradients = [*of_inward, *of_outward, *gradients]
+        return None if dy is None else dy.view(ctx.shape), None, None, None, *gradients
 
 
 class _Project(torch.autograd.Function):

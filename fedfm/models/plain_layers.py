@@ -7,12 +7,13 @@ that not a digit changes. The modules stay where and what they are: whatever tun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from itertools import groupby
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedfm.models.frozen_layer import FrozenLayer
+from fedfm.models.frozen_layer import FrozenLayer, through
 
 KIN = {  # classes of layers that are one architecture under several names
     "BertLayer", "RobertaLayer", "ElectraLayer", "CamembertLayer", "XLMRobertaLayer", "Data2VecTextLayer",
@@ -70,6 +71,17 @@ def plain_embedding(embeddings: nn.Module, trained: Collection[nn.Module] = ()) 
 def _add_and_normalise(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     parts = output._modules
     return parts["LayerNorm"](parts["dense"](x) + residual)
+
+
+def one_after_the_other(layers: Iterable[nn.Module], hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Layers that `simplify` has simplified, frozen ones side by side as one. No hook of a module hears of it."""
+    for is_frozen, run in groupby((layer.forward for layer in layers), lambda forward: type(forward) is FrozenLayer):
+        if is_frozen:
+            hidden = through(list(run), hidden, mask)
+            continue
+        for forward in run:
+            hidden = forward(hidden, mask)
+    return hidden
 
 
 def simplify(model: nn.Module, trained: Collection[nn.Module] = ()) -> bool:

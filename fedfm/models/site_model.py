@@ -21,7 +21,7 @@ from fedfm.errors import ModelError
 from fedfm.models.adapters import ImageAdapter
 from fedfm.models.body import Body, layer_stack, load_body
 from fedfm.models.devices import float32_by_default
-from fedfm.models.plain_layers import plain_embedding, simplify
+from fedfm.models.plain_layers import one_after_the_other, plain_embedding, simplify
 from fedfm.models.row_lora import RowLoRA
 from fedfm.models.rows import Active, RowLayerNorm, RowLinear, RowModule, Whole
 from fedfm.profiling import phase
@@ -96,7 +96,10 @@ class SiteModel(nn.Module):
 
     def _through(self, layers: Mapping[str, nn.Module], hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Some of the layers, and what follows on them in the body's own forward pass, which is run with fewer."""
-        if self.is_plain:  # there is nothing else in it; of a small batch its wrapping takes as long as a layer
+        if self.is_plain and torch.is_grad_enabled():
+            # There is nothing else in it; of a small batch its wrapping takes as long as a layer.
+            return one_after_the_other(layers.values(), hidden, mask)
+        if self.is_plain:  # called as modules: who fills the feature cache listens at one of them
             for layer in layers.values():
                 hidden = layer(hidden, mask)
             return hidden

@@ -10,7 +10,7 @@ from model_helpers import TAGS, TEXT, image_card, make_bound, make_config, save_
 from torch.autograd import gradcheck
 
 from fedfm.models import frozen_layer
-from fedfm.models.frozen_layer import FrozenLayer
+from fedfm.models.frozen_layer import FrozenLayer, through
 from fedfm.models.plain_layers import PlainLayer, simplify
 from fedfm.training.matrix import ClientMatrix
 
@@ -179,8 +179,10 @@ def test_another_activation_keeps_the_plain_layer(tmp_path):
 
 @pytest.mark.parametrize("card", [TEXT, TAGS, image_card(1, 12, 12)], ids=["texts", "tags", "images"])
 @pytest.mark.parametrize("layers", [0, 1], ids=["all layers", "the top one"])
-def test_layer_after_layer_is_the_bodys_own_forward_pass(card, layers):
-    model = make_bound(make_config("body.image-tokens=9", f"body.trainable-layers={layers}"), card).model
+@pytest.mark.parametrize("tuning", ["lora", "layernorm"])  # one node for all; a frozen layer and a plain one
+def test_layer_after_layer_is_the_bodys_own_forward_pass(card, layers, tuning):
+    keys = "body.image-tokens=9", f"body.tuning={tuning}", f"body.trainable-layers={layers}"
+    model = make_bound(make_config(*keys), card).model
     assert model.is_plain
     draw = torch.Generator().manual_seed(0)
     inputs = token_inputs(9, 4, 7) | {"attention_mask": token_inputs(9, 4, 7)["attention_mask"].bool()}
@@ -191,6 +193,46 @@ def test_layer_after_layer_is_the_bodys_own_forward_pass(card, layers):
     ours = model(inputs)
     model.is_plain = False
     assert torch.equal(ours, model(inputs))
+
+
+def nodes(states: torch.Tensor) -> int:
+    """How many nodes of the graph lie between `states` and a leaf, along the first input of each."""
+    node, count = states.grad_fn, 0
+    while node is not None and type(node).__name__ != "AccumulateGrad":
+        count, node = count + (type(node).__name__ == "_LayersBackward"), node.next_functions[0][0]
+    return count
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 5, 2)], ids=["without a mask", "padded"])
+@pytest.mark.parametrize("trained", [0, 1], ids=["all layers train", "the top one trains"])
+def test_small_states_pass_all_layers_in_one_node_and_large_ones_a_node_for_each(lengths, trained, monkeypatch):
+    """Digit for digit the same, the gradients of the input and of every factor too."""
+    keys = "body.lora-rank=3", 'body.lora-targets=["query","value"]', f"body.trainable-layers={trained}"
+    matrix = make_bound(make_config(*keys), TAGS)
+    layers, mask = [layer.forward for layer in matrix.model.body.encoder.layer], padded(*lengths)
+    draw, found = torch.Generator().manual_seed(0), []
+    hidden = torch.randn(len(lengths), max(lengths), 128, generator=draw).requires_grad_()
+    change = torch.randn(hidden.shape, generator=draw)
+    for large in (2**16, 0):
+        monkeypatch.setattr(frozen_layer, "LARGE", large)
+        states = through(layers, hidden, mask)
+        assert nodes(states) == (1 if large else len(layers))
+        gradients = torch.autograd.grad(states, [hidden, *matrix.activate(1)], change, allow_unused=True)
+        found.append([states.detach(), *(g for g in gradients if g is not None)])
+    assert len(found[0]) == 2 + 4 * (trained or len(layers))  # A and B of query and value
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(*found, strict=True))
+
+
+def test_nothing_is_kept_below_the_lowest_layer_that_trains():
+    """Where the input wants no gradient either: as much is kept as if the top layer stood alone."""
+    model, kept = make_bound(make_config("body.trainable-layers=1"), TAGS).model, []
+    layers, hidden = [layer.forward for layer in model.body.encoder.layer], torch.randn(2, 5, 128)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        through(layers, hidden)
+        in_all = len(kept)
+        through(layers[-1:], hidden)
+    assert len(layers) == 2
+    assert 0 < in_all == len(kept) - in_all
 
 
 @pytest.mark.parametrize(
