@@ -187,11 +187,11 @@ def _local(config: RunConfig, folder: RunFolder, listen: Listen, strategy: Any =
             from fedfm.federation.rounds import RoundLoop
             from fedfm.federation.site_data import forget_data
             from fedfm.federation.workbench import forget_workbenches
-            from fedfm.models.devices import float32_by_default
+            from fedfm.models.devices import users_settings_kept
 
             forget_data()
             forget_workbenches()
-        with float32_by_default():
+        with users_settings_kept():
             RoundLoop(LocalGrid(app), config, folder, listen, strategy).run()
 
 

@@ -67,6 +67,23 @@ def float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def users_settings_kept() -> Iterator[None]:
+    """Afterwards torch is set as the user had it: the type by default, the threads, how GPUs multiply.
+
+    Within, tensors of no named type are float32; the rest is set by every piece of work, as its run asks for it.
+    """
+    threads = torch.get_num_threads()
+    rounding = {one: one.allow_tf32 for one in (torch.backends.cuda.matmul, torch.backends.cudnn)}
+    try:
+        with float32_by_default():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for one, before in rounding.items():
+            one.allow_tf32 = before
+
+
 def move(table: np.ndarray, device: str | torch.device) -> Tensor:
     """`table` as a tensor on `device`.
 

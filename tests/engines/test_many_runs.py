@@ -77,6 +77,20 @@ def test_the_users_default_type_of_torch_changes_nothing_and_stays(tmp_path):
     assert digest(tmp_path) == expected
 
 
+def test_the_threads_and_the_rounding_of_products_that_the_user_has_set_are_there_again_after_a_run(tmp_path):
+    threads, cuda, cudnn = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    try:
+        for rounds in (True, False):
+            torch.set_num_threads(threads + 1)
+            cuda.allow_tf32 = cudnn.allow_tf32 = rounds
+            digest(tmp_path)
+            assert (torch.get_num_threads(), cuda.allow_tf32, cudnn.allow_tf32) == (threads + 1, rounds, rounds)
+    finally:
+        torch.set_num_threads(threads)
+        cuda.allow_tf32, cudnn.allow_tf32 = before
+
+
 def test_a_body_whose_files_have_changed_is_another_body(tmp_path):
     place, found = tmp_path / "body", []
     for seed in (1, 2, 1):
