@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -52,6 +53,32 @@ def machine() -> dict:
     return found
 
 
+def earlier(out: Path, anew: Collection[str]) -> dict:
+    """What stands in `out`, written on this machine with these versions, of workloads that are not run `anew`."""
+    file = out / "speed.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is not there: --keep keeps what an earlier run has left; run without it")
+    old = json.loads(file.read_text(encoding="utf-8"))
+    for what in ("hardware", "versions"):
+        if old["environment"][what] != machine()[what]:
+            raise SystemExit(f"{file} was written on other {what}, whose ratios are others: run all without --keep")
+    commit = {"commit": old["environment"].get("commit")}
+    return {
+        "cells": [commit | cell for cell in old["cells"] if cell["workload"] not in anew],
+        "operators": {key: seen for key, seen in old["operators"].items() if key.split()[0] not in anew},
+        "exact": {workload: found for workload, found in old["exact"].items() if workload not in anew},
+        "notes": old["notes"],
+    }
+
+
+def commits(cells: list[dict]) -> list[str]:
+    """A line for each commit at which some of the workloads were measured."""
+    found: dict[str, list[str]] = {}
+    for workload, commit in dict.fromkeys((cell["workload"], cell.get("commit")) for cell in cells):
+        found.setdefault(commit, []).append(workload)
+    return [f"At commit {commit[:7]}: {', '.join(names)}." for commit, names in found.items() if commit]
+
+
 def plain(value):
     """NaN as null, so that every reader of JSON reads it."""
     if isinstance(value, dict):
@@ -97,7 +124,8 @@ def markdown(rows: list[dict], demands: list[dict], results: dict, quick: bool) 
     lines = [
         "Made by `python experiments/speed/run.py`. Generated data; ratios of one machine, rounds taken in turn, one",
         f"compute thread a process, {cores} cores; load {min(loads, default=0):.1f} to {max(loads, default=0):.1f}.",
-        "Times the floor: CPU seconds of the plain loop over those of the engine (Ray: wall seconds).", "",
+        "Times the floor: CPU seconds of the plain loop over those of the engine (Ray: wall seconds).",
+        *commits(results["cells"]), "",
     ]  # fmt: skip
     lines += ["QUICK RUN: these figures measure nothing.", ""] if quick else []
     lines += table(rows, COLUMNS)

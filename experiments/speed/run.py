@@ -2,6 +2,7 @@
 
     python experiments/speed/run.py                                   everything, one to two hours on 2 cores
     python experiments/speed/run.py --workload W2t --engine floor k1 k8 k32
+    python experiments/speed/run.py --workload W1 --keep              W1 anew, the other workloads as they stand
     python experiments/speed/run.py --quick                           tests the benchmark itself, some minutes
 
 Every cell (workload x engine) is a process of its own, started anew in every repetition. The cells of a workload take
@@ -26,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from demands import EXACT as EXACT_AT_MOST
 from harness import DROPPED, operators, side_by_side
-from report import write_report
+from report import earlier, machine, write_report
 
 HERE = Path(__file__).parent
 PLAN = {  # workload -> engines that run on it unless --engine says otherwise
@@ -53,6 +54,8 @@ def main() -> None:
     """Run the cells that the command line asks for and write the results."""
     arguments = parse()
     results: dict = {"cells": [], "operators": {}, "exact": {}, "notes": []}
+    if arguments.keep:
+        results = earlier(arguments.out, arguments.workload)
     options = ["--quick"] if arguments.quick else []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("FEDFM_SPEED_FOLDER", str(Path(scratch) / "data"))
@@ -66,7 +69,9 @@ def main() -> None:
             for repetition in range(arguments.repetitions):
                 print(f"{workload}, repetition {repetition + 1}: {' '.join(engines)}", flush=True)
                 cells = side_by_side(workload, engines, rounds, Path(scratch), *options, proven=proven)
-                results["cells"] += [cell | {"repetition": repetition} for cell in cells]
+                of_this = {"repetition": repetition, "commit": machine()["commit"]}
+                results["cells"] += [cell | of_this for cell in cells]
+                results["cells"].sort(key=lambda cell: list(PLAN).index(cell["workload"]))  # what was kept among them
             if workload in COUNTED_ON:
                 for engine in (e for e in COUNTED if e in engines):
                     results["operators"][f"{workload} {engine}"] = operators(workload, engine, Path(scratch), *options)
@@ -82,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=2, help="processes of each cell (default 2)")
     parser.add_argument("--quick", action="store_true", help="little work: tests the benchmark, measures nothing")
     parser.add_argument("--skip-exact", action="store_true", help="leave the float64 comparison out")
+    parser.add_argument("--keep", action="store_true", help="leave what the results hold of workloads not run anew")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     arguments.workload = [name for given in arguments.workload for name in GROUPS.get(given, [given])]

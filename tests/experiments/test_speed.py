@@ -192,6 +192,25 @@ def test_a_report_is_readable_and_says_what_is_void(speed, tmp_path):
     assert all((tmp_path / f"speed.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
+def test_what_is_not_run_anew_is_kept_and_says_at_which_commit_it_was_measured(speed, tmp_path, monkeypatch):
+    report = speed("report")
+    known = report.machine() | {"commit": "a" * 40}
+    monkeypatch.setattr(report, "machine", lambda: known)
+    first = [cell("floor", [2.0]), cell("k1", [1.0]), cell("floor", [3.0], workload="W1")]
+    report.write_report(results(*first, operators={"W2t k8": 30.0, "W1 k1": 9.0}, exact={"W1": {}}), tmp_path, False)
+    found = report.earlier(tmp_path, ["W2t"])
+    assert [(c["workload"], c["cpus"], c["commit"]) for c in found["cells"]] == [("W1", [3.0], "a" * 40)]
+    assert (found["operators"], found["exact"]) == ({"W1 k1": 9.0}, {"W1": {}})
+    found["cells"] += [cell("floor", [5.0], commit="b" * 40)]
+    report.write_report(found, tmp_path, False)
+    assert "\nAt commit aaaaaaa: W1.\nAt commit bbbbbbb: W2t.\n" in (tmp_path / "speed.md").read_text()
+    known["hardware"] = known["hardware"] | {"cores": 1000}
+    with pytest.raises(SystemExit, match="other hardware"):
+        report.earlier(tmp_path, ["W2t"])
+    with pytest.raises(SystemExit, match="is not there"):
+        report.earlier(tmp_path / "elsewhere", ["W2t"])
+
+
 def test_the_readme_quotes_the_table_and_counts_the_goals():
     """Each ratio that stands in README's table is the one in speed.csv; and so many goals are met of so many."""
     readme, results = (SPEED.parents[1] / "README.md").read_text(encoding="utf-8"), SPEED / "results"
