@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,10 @@ def set_products(name: str) -> None:
 
     Convolutions too: torch would round those unasked, and K rows would differ from K sites by more than rounding.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    matmul, cudnn, rounds = torch.backends.cuda.matmul, torch.backends.cudnn, name == "tf32"
+    matmul.allow_tf32 = cudnn.allow_tf32 = rounds
+    if hasattr(matmul, "fp32_precision"):  # what a user has set by torch's newer names outlasts the older ones
+        matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if rounds else "ieee"
 
 
 @contextmanager
@@ -73,15 +77,25 @@ def users_settings_kept() -> Iterator[None]:
 
     Within, tensors of no named type are float32; the rest is set by every piece of work, as its run asks for it.
     """
-    threads = torch.get_num_threads()
-    rounding = {one: one.allow_tf32 for one in (torch.backends.cuda.matmul, torch.backends.cudnn)}
+    threads, products = torch.get_num_threads(), _products()
     try:
         with float32_by_default():
             yield
     finally:
         torch.set_num_threads(threads)
-        for one, before in rounding.items():
-            one.allow_tf32 = before
+        for place, name, value in products:
+            setattr(place, name, value)
+
+
+def _products() -> list[tuple[Any, str, bool | str]]:
+    """What `set_products` sets, as it is now: (where, name, value), in the order in which to set it again."""
+    matmul, cudnn, found = torch.backends.cuda.matmul, torch.backends.cudnn, []
+    newer = [(matmul, "fp32_precision"), (getattr(cudnn, "conv", None), "fp32_precision")]
+    for place, name in [(matmul, "allow_tf32"), (cudnn, "allow_tf32"), *newer]:
+        # older torch has no newer names, and newer torch reads no older one that was not the last to be set
+        with suppress(AttributeError, RuntimeError):
+            found.append((place, name, getattr(place, name)))
+    return found
 
 
 def move(table: np.ndarray, device: str | torch.device) -> Tensor:
