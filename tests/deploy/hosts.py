@@ -73,6 +73,7 @@ class Hosts(Deployment):
 
     def _plug(self) -> None:
         bridge = f"{self.prefix}br"
+        _refuse_taken()
         ip("link", "add", bridge, "type", "bridge")
         ip("addr", "add", f"{NETWORK}.254/24", "dev", bridge)
         ip("link", "set", bridge, "up")
@@ -93,6 +94,13 @@ class Hosts(Deployment):
                     ip(*gone)
         with suppress(subprocess.CalledProcessError):
             ip("link", "delete", f"{self.prefix}br")
+
+
+def _refuse_taken() -> None:
+    """Two bridges of one range take each other's packets, and the test would wait in vain for an answer."""
+    words = ["ip", "-brief", "addr", "show", "to", f"{NETWORK}.0/24"]
+    taken = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert not taken, f"{NETWORK}.0/24 is taken, by a test that was killed? `ip link delete {taken[0]}` frees it"
 
 
 def ip(*words: str) -> None:
