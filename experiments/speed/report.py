@@ -54,14 +54,15 @@ def machine() -> dict:
 
 
 def earlier(out: Path, anew: Collection[str]) -> dict:
-    """What stands in `out`, written on this machine with these versions, of workloads that are not run `anew`."""
+    """What stands in `out`, of workloads that are not run `anew`. Raises ValueError where nothing stands there, or what
+    was measured on another machine or with other versions."""
     file = out / "speed.json"
     if not file.exists():
-        raise SystemExit(f"{file} is not there: --keep keeps what an earlier run has left; run without it")
+        raise ValueError(f"{file} is not there: --keep keeps what an earlier run has left; run without it")
     old = json.loads(file.read_text(encoding="utf-8"))
     for what in ("hardware", "versions"):
         if old["environment"][what] != machine()[what]:
-            raise SystemExit(f"{file} was written on other {what}, whose ratios are others: run all without --keep")
+            raise ValueError(f"{file} was written on other {what}, whose ratios are others: run all without --keep")
     commit = {"commit": old["environment"].get("commit")}
     return {
         "cells": [commit | cell for cell in old["cells"] if cell["workload"] not in anew],
@@ -100,7 +101,7 @@ def summary(results: dict) -> list[dict]:
         walls = ratios(cells, workload, engine, "floor", "walls")
         best = best_ratio(cells, workload, engine, "floor", clock)
         cost = milliseconds_a_site(own, "cpus")
-        differences = [c["difference"] for c in own if "difference" in c]
+        differences = [c["difference"] for c in own if c.get("difference") is not None]  # null: kept of a void one
         rows.append({
             "workload": workload, "engine": engine, "ratio": short(median(found) if found else None),
             "low": short(low), "high": short(high), "best": short(best),

@@ -55,7 +55,11 @@ def main() -> None:
     arguments = parse()
     results: dict = {"cells": [], "operators": {}, "exact": {}, "notes": []}
     if arguments.keep:
-        results = earlier(arguments.out, arguments.workload)
+        try:
+            results = earlier(arguments.out, arguments.workload)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(2) from None
     options = ["--quick"] if arguments.quick else []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("FEDFM_SPEED_FOLDER", str(Path(scratch) / "data"))

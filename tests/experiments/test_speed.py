@@ -205,9 +205,9 @@ def test_what_is_not_run_anew_is_kept_and_says_at_which_commit_it_was_measured(s
     report.write_report(found, tmp_path, False)
     assert "\nAt commit aaaaaaa: W1.\nAt commit bbbbbbb: W2t.\n" in (tmp_path / "speed.md").read_text()
     known["hardware"] = known["hardware"] | {"cores": 1000}
-    with pytest.raises(SystemExit, match="other hardware"):
+    with pytest.raises(ValueError, match="other hardware"):
         report.earlier(tmp_path, ["W2t"])
-    with pytest.raises(SystemExit, match="is not there"):
+    with pytest.raises(ValueError, match="is not there"):
         report.earlier(tmp_path / "elsewhere", ["W2t"])
 
 
