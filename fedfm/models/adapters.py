@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfm.errors import ModelError
-from fedfm.models.rows import Active, RowConv2d, RowGroupNorm, RowLayerNorm, RowLinear, RowPositions
+from fedfm.models.lenet import LeNet
+from fedfm.models.rows import Active, RowConv2d, RowGroupNorm, RowLayerNorm, RowPositions
 
 STEM_CHANNELS = 32
 
@@ -34,7 +34,7 @@ class ImageAdapter(nn.Module):
         super().__init__()
         channels, *size = shape
         if kind == "lenet":
-            self.embed, self.is_grid = _lenet(active, channels, tuple(size), width), False
+            self.embed, self.is_grid = LeNet(active, channels, tuple(size), width), False
             return
         self.is_grid = True
         self.embed, grid = (_stem if kind == "stem" else _patches)(active, channels, tuple(size), width, tokens)
@@ -44,12 +44,10 @@ class ImageAdapter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = (images - 0.5).mul_(4)
         if not self.is_grid:
-            x = _channels_last(x)
+            return self.embed.forward(x)
         # Not by calls of the modules: around ten calls torch does as much as a convolution of a few images.
         for layer in self.embed._modules.values():
             x = layer.forward(x)
-        if not self.is_grid:
-            return x
         grid = x.permute(0, 2, 3, 1)
         return self.norm(self.positions(grid).flatten(1, 2))
 
@@ -75,41 +73,6 @@ def _patches(active: Active, channels: int, size: tuple[int, int], width: int, t
     grid = tuple(math.ceil(side / patch) for side in size)
     pad = _PadTo(grid[0] * patch - size[0], grid[1] * patch - size[1])
     return nn.Sequential(pad, RowConv2d(active, channels, width, patch, patch, 0)), grid
-
-
-def _lenet(active: Active, channels: int, size: tuple[int, int], width: int) -> nn.Sequential:
-    """The small CNN that the federated literature compares with, after LeCun, Bottou, Bengio, Haffner, 1998.
-
-    "Gradient-Based Learning Applied to Document Recognition", https://doi.org/10.1109/5.726791, with ReLU and maximum
-    pooling. With H = 84, no body (`weights = "none"`), 28x28 grey pixels and 10 classes it has 44,426 parameters.
-    """
-    if min(size) < 16:
-        what = f"images of {size[0]} x {size[1]} pixels are too small for it: it needs 16 a side"
-        raise ModelError(what, where='body.image-adapter = "lenet"', mend='body.image-adapter="stem", or image-size')
-    wide = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in size)
-    return nn.Sequential(
-        RowConv2d(active, channels, 6, 5, 1, 0), _HalfSize(), nn.ReLU(),  # as pooled ReLUs, of a quarter as many
-        RowConv2d(active, 6, 16, 5, 1, 0), _HalfSize(), nn.ReLU(), nn.Flatten(),
-        RowLinear(active, wide, 120, math.sqrt(2 / wide)), nn.ReLU(),  # He et al. 2015, as the convolutions
-        RowLinear(active, 120, width, math.sqrt(2 / 120)), nn.ReLU(),
-    )  # fmt: skip
-
-
-class _HalfSize(nn.Module):
-    """`nn.MaxPool2d(2)`, to the digit: `[N, C, h, w] -> [N, C, h // 2, w // 2]`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(_channels_last(x), 2)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """`x [N, C, h, w]`, on a CPU with its channels side by side in memory, as the layers then keep them: there torch
-    pools by vectors, and value by value where channels stand first."""
-    if x.device.type != "cpu":
-        return x
-    if x.shape[1] == 1:  # of one channel both orders are the same, and torch would take it for channels first
-        return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _PadTo(nn.Module):

@@ -77,7 +77,10 @@ class ClientMatrix:
         parameters, one = self._parameters[rows], losses.new_ones(()).expand_as(losses)
         found = torch.autograd.grad(losses, parameters, one, allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grad[:rows])
+        if self.grad.device.type == "cpu":
+            torch._foreach_copy_([p.grad for p in parameters], parts)
+        else:  # one launch, where this would be one for each
+            torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grad[:rows])
 
     def rates(self, body: float, rest: float) -> torch.Tensor:
         """The learning rate of each column `[P]`; not to be written to."""

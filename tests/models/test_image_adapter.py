@@ -12,8 +12,8 @@ from torch import nn
 
 from fedfm.errors import ModelError
 from fedfm.models import rows
-from fedfm.models.adapters import _HalfSize
 from fedfm.models.body import load_body
+from fedfm.models.lenet import HalfSize
 from fedfm.models.site_model import build_model
 
 # (C, h, w), tokens asked for, stem: tokens, patch: tokens. A stem halves each side, rounding up, until there are few
@@ -162,7 +162,7 @@ def ties(*shape):
 def test_pooling_is_that_of_torch_to_the_digit_and_where_values_are_equal(shape, dtype):
     for values in (torch.randn(shape, generator=torch.Generator().manual_seed(1)), ties(*shape)):
         x = values.to(dtype).requires_grad_()
-        theirs, ours = nn.MaxPool2d(2)(x), _HalfSize()(x)
+        theirs, ours = nn.MaxPool2d(2)(x), HalfSize()(x)
         change = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
         assert torch.equal(ours, theirs)
         assert torch.equal(*(torch.autograd.grad(y, x, change)[0] for y in (ours, theirs)))
