@@ -2,7 +2,9 @@
 
 Tensors of a step are as long as its texts, so that every pack asks for other sizes than the one before, and glibc's
 heap grows by holes that nothing fits into: by a tenth over the first hundreds of sites. What is free goes back to the
-system when the process has become larger than packs made it that began with a tidy heap.
+system when the process has become larger than packs made it that began with a tidy heap, and not before: glibc would
+give back what one step has freed, for the next to ask for it again page by page. From which size on it does is decided
+by the largest block that happened to be freed before; here the two limits stand from the start where that would end.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from functools import cache
 GROWTH = 1.03  # over what packs made of a tidy heap; less is not worth the pages that the next step must ask for again
 PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 PACKS = 4  # that show what packs need
+LIMITS = {-3: 2**25, -1: 2**26}  # mallopt's M_MMAP_THRESHOLD, a block of its own; M_TRIM_THRESHOLD, free at the end
 LOOK_SECONDS = 0.05  # at least, from one look to the next: a file of the kernel's is read for each
 
 
@@ -47,9 +50,12 @@ class Heap:
 def _heap() -> Heap | None:
     """This process's; None where the C library is not glibc: others give back what is free in their own time."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        library = ctypes.CDLL(None)
+        trim, adjust = library.malloc_trim, library.mallopt
     except (AttributeError, OSError, TypeError):
         return None
+    for limit, size in LIMITS.items():
+        adjust(limit, size)
     return Heap(_resident, lambda: trim(0))
 
 

@@ -63,3 +63,24 @@ def test_many_short_packs_are_looked_at_once():
         heap.after_pack()
         counts.append(len(looks))
     assert counts == [1, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_a_step_frees_is_there_for_the_next():
+    """Twenty blocks of 1 MB at each step: 5,000 pages, for which the system is asked once."""
+    code = """
+import resource
+import numpy as np
+from fedfm.training.heap import after_pack
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+after_pack()
+for _ in range(5):
+    step = [np.ones(2**17) for _ in range(20)]
+    del step
+    before = faults()
+step = [np.ones(2**17) for _ in range(20)]
+print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) < 100
