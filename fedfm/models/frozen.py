@@ -160,6 +160,8 @@ def states_at_cut(model: SiteModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _states_at_cut(model: SiteModel, inputs: dict[str, Tensor]) -> Tensor:
+    if model.is_plain:
+        return model.below_cut(inputs)
     if not model.above:
         return model.encode(inputs)
     caught: list[Tensor] = []

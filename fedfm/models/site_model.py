@@ -51,7 +51,10 @@ class SiteModel(nn.Module):
         self.cut = first_tuned_layer(settings, len(self.stack))
         names = [name for name, _ in self.body.named_parameters()]
         self.is_bare = not len(self.stack) and all(name.startswith("embeddings.") for name in names)
-        self.above = {str(i): layer for i, layer in enumerate(list(self.stack)[self.cut :])}
+        layers = list(self.stack)
+        self.below, self.above = (
+            {str(i): layer for i, layer in enumerate(part)} for part in (layers[: self.cut], layers[self.cut :])
+        )
         _TUNINGS[settings.tuning](self, settings)
         whole = [module.inner[0] for module in self.rows().values() if isinstance(module, Whole)]
         self.is_plain = simplify(self.body, whole)
@@ -90,19 +93,19 @@ class SiteModel(nn.Module):
             return self._through(self.stack._modules, self.embed(inputs["input_ids"]), mask)
         return self.body(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
 
+    def below_cut(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Texts through the layers below the cut, of a body that is plain: `[N, S, H]`."""
+        mask = self._for_body(inputs.get("attention_mask"))
+        return self._through(self.below, self.embed(inputs["input_ids"]), mask)
+
     def above_cut(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """The states at the cut `[N, S, H]` through the layers above it."""
         return self._through(self.above, hidden.to(self.frozen_dtype), self._for_body(mask)) if self.above else hidden
 
     def _through(self, layers: Mapping[str, nn.Module], hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Some of the layers, and what follows on them in the body's own forward pass, which is run with fewer."""
-        if self.is_plain and torch.is_grad_enabled():
-            # There is nothing else in it; of a small batch its wrapping takes as long as a layer.
+        if self.is_plain:  # there is nothing else in it; of a small batch its wrapping takes as long as a layer
             return one_after_the_other(layers.values(), hidden, mask)
-        if self.is_plain:  # called as modules: who fills the feature cache listens at one of them
-            for layer in layers.values():
-                hidden = layer(hidden, mask)
-            return hidden
         whole = self.stack._modules
         self.stack._modules = layers
         try:
