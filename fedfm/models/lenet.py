@@ -95,9 +95,9 @@ class _OneNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images: Tensor, k: int, w1, b1, w2, b2, w3, b3, w4, b4) -> Tensor:
         x = images.view(k, -1, *images.shape[1:]).permute(0, 2, 3, 4, 1).contiguous()  # [k, C, h, w, B]
-        first = _convolve(x, w1, b1)
-        second = _convolve(first.made, w2, b2)
-        x2 = second.made.view(*b3.shape[:-1], -1, x.shape[-1])  # [k, features, B] from here on
+        x1, first = _convolve(x, w1, b1)
+        x2, second = _convolve(x1, w2, b2)
+        x2 = x2.view(*b3.shape[:-1], -1, x.shape[-1])  # [k, features, B] from here on
         x3 = (w3 @ x2).add_(b3[..., None]).relu_()
         x4 = (w4 @ x3).add_(b4[..., None]).relu_()
         ctx.save_for_backward(w1, w2, w3, w4, x2, x3, x4, *first, *second)
@@ -112,7 +112,7 @@ class _OneNode(torch.autograd.Function):
         g = grad.reshape(*x4.shape[:-2], x4.shape[-1], x4.shape[-2]).transpose(-1, -2)
         g, *of_4 = _linear_backward(g, w4, x3, x4)
         g, *of_3 = _linear_backward(g, w3, x2, x3)
-        g, *of_2 = _convolve_backward(g.view(second.made.shape), w2, second, True)
+        g, *of_2 = _convolve_backward(g, w2, second, True)
         g, *of_1 = _convolve_backward(g, w1, first, ctx.needs_input_grad[0])
         images = None if g is None else g.permute(0, 4, 1, 2, 3).flatten(0, 1)
         return images, None, *of_1, *of_2, *of_3, *of_4
@@ -125,19 +125,22 @@ def _linear_backward(g: Tensor, weight: Tensor, x: Tensor, y: Tensor) -> tuple[T
 
 
 class _Convolved(NamedTuple):
-    """A convolution, halved, ReLU: `x [k, C, h, w, B]` -> `made [k, O, h' // 2, w' // 2, B]`; see `_convolve`."""
+    """What the gradient of a convolution needs: its pixels `x [k, C, h, w, B]`, those of its last site `unfolded`, what
+    was `convolved`, `halved` and cut at zero, `[k * O, B, ...]`, and the `places` of the largest of four."""
 
     x: Tensor
     unfolded: Tensor
     convolved: Tensor
     halved: Tensor
     places: Tensor
-    made: Tensor
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> _Convolved:
-    """As products, one site after the other: the unfolded pixels of all of them would leave the cache, and take longer
-    to fetch in the backward pass than to unfold again."""
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, _Convolved]:
+    """A convolution, halved, ReLU: `[k, C, h, w, B]` -> `[k, O, h' // 2, w' // 2, B]`, and what its gradient needs.
+
+    As products, one site after the other: the unfolded pixels of all of them would leave the cache, and take longer to
+    fetch in the backward pass than to unfold again.
+    """
     k, o, b = len(x), bias.shape[-1], x.shape[-1]
     windows, unfolded = _windows(x)
     y = x.new_empty(k, o, unfolded.shape[1])
@@ -148,7 +151,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> _Convolved:
     convolved = y.view(k * o, high, wide, b).permute(0, 3, 1, 2)  # for torch: images of b channels, which stand last
     halved, places = _max_pool(convolved, (2, 2))
     made = halved.relu_().permute(0, 2, 3, 1).view(k, o, high // 2, wide // 2, b)
-    return _Convolved(x, unfolded, convolved, halved, places, made)
+    return made, _Convolved(x, unfolded, convolved, halved, places)
 
 
 def _windows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,9 +163,9 @@ def _windows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _convolve_backward(g: Tensor, weight: Tensor, of: _Convolved, has_before: bool):
-    """The gradients of x (None where nothing before it needs one), weight and bias, from that of `made`."""
-    k, o = g.shape[:2]
-    g = _relu_backward(g.view(k * o, *g.shape[2:]).permute(0, 3, 1, 2), of.halved, 0)
+    """The gradients of x (None where nothing before it needs one), weight and bias, from that of what was made."""
+    k, o = len(of.x), weight.shape[-4]
+    g = _relu_backward(g.view(k * o, *of.halved.shape[2:], -1).permute(0, 3, 1, 2), of.halved, 0)
     g = _max_pool_backward(g, of.convolved, (2, 2), (2, 2), (0, 0), (1, 1), False, of.places)
     g = g.permute(0, 2, 3, 1).view(k, o, -1)
     of_weight = weight.new_empty(k, o, len(of.unfolded))
@@ -182,7 +185,8 @@ def _fold(g: Tensor, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     (k, c, h, w, b), s = shape, KERNEL
     high, wide = h - s + 1, w - s + 1
     turned = weight.view(k, g.shape[1], -1).transpose(1, 2)
-    windows = (turned @ g if k > 1 else torch.mm(turned[0], g[0])).view(k * c, s, s, high, wide, b)
+    product = turned @ g if k > 1 else torch.mm(turned[0], g[0])  # not as a batch of one, which is a slower call
+    windows = product.view(k * c, s, s, high, wide, b)
     rows = g.new_zeros(k * c, h, s, wide, b)
     for i, part in enumerate(windows.transpose(2, 3).unbind(1)):
         rows.narrow(1, i, high).add_(part)

@@ -4,7 +4,7 @@ Tensors of a step are as long as its texts, so that every pack asks for other si
 heap grows by holes that nothing fits into: by a tenth over the first hundreds of sites. What is free goes back to the
 system when the process has become larger than packs made it that began with a tidy heap, and not before: glibc would
 give back what one step has freed, for the next to ask for it again page by page. From which size on it does is decided
-by the largest block that happened to be freed before; here the two limits stand from the start where that would end.
+by the largest block that happened to be freed before; from the first pack on both limits stand where that would end.
 """
 
 from __future__ import annotations
