@@ -99,6 +99,9 @@ class Linear(NamedTuple):
 
         y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T        dx = dy W0 + scale * sum_i (dy B_i) A_i
         dA_i = scale * (dy B_i)^T x                            dB_i = scale * dy^T (x A_i^T)
+
+    Of gradients, what is r wide is computed turned: a CPU's products go along the second side of what they make, and
+    take up to four times as long where that is a short one. Of `y` it is as peft has it, to the digit.
     """
 
     weight: Tensor
@@ -124,16 +127,15 @@ class Linear(NamedTuple):
         return y, lows
 
     def to_factors(self, dy: Tensor, x: Tensor, lows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients of the factors, and `dy B_i [k, T / k, r]`, which that of the input wants."""
+        """The gradients of the factors, and `B_i^T dy^T [k, r, T / k]`, which that of the input wants."""
         gradients, backs = [], []
-        for (_, b, *_), low in zip(self.pairs, lows, strict=True):
+        for (_, b, _, b_turned), low in zip(self.pairs, lows, strict=True):
             change = _of_sites(dy, b)
-            back = torch.bmm(change, b)
+            backs.append(torch.bmm(b_turned, change.transpose(1, 2)))
             gradients += [
-                scaled(self.scale, back.transpose(1, 2), _of_sites(x, b)),
-                scaled(self.scale, change.transpose(1, 2), low),
+                scaled(self.scale, backs[-1], _of_sites(x, b)),
+                scaled(self.scale, low.transpose(1, 2), change).transpose(1, 2),
             ]
-            backs.append(back)
         return gradients, backs
 
     def to_input(self, dy: Tensor, backs: Sequence[Tensor], onto: Tensor | None = None) -> Tensor:
@@ -142,7 +144,7 @@ class Linear(NamedTuple):
             return onto.add_(self.to_input(dy, backs))
         dx = torch.mm(dy, self.weight) if onto is None else onto.addmm_(dy, self.weight)
         for (a, *_), back in zip(self.pairs, backs, strict=True):
-            _of_sites(dx, a).baddbmm_(back, a, alpha=self.scale)
+            _of_sites(dx, a).baddbmm_(back.transpose(1, 2), a, alpha=self.scale)
         return dx
 
 
