@@ -40,19 +40,18 @@ class Reduction:
 
     @phase("move")
     def add(
-        self, sites: Sequence[tuple[str, int, float]], leaves: Mapping[str, Tensor], encoded: Sequence[Arrays] = ()
-    ) -> dict[str, int]:
-        """Take in what leaves the first rows of the matrix, for each (site, examples, loss).
+        self, sites: Sequence[tuple[str, int, float, float]], leaves: Mapping[str, Tensor],
+        encoded: Sequence[Arrays] = (),
+    ) -> dict[str, int]:  # fmt: skip
+        """Take in what leaves the first rows of the matrix, for each (site, examples, loss, norm of its change).
 
         `leaves`: "delta" `[k, P]`, and what else the strategy returns, which goes up where every site's own is wanted.
         `encoded`: the changes in the form in which a site that is alone in its order sends them.
         Returns site -> row of those whose round counts, so that they may keep what is private.
         """
         change = leaves["delta"]
-        finite = change.sum(dim=1).isfinite()  # whoever has one value that is not has no such sum: a tenth of the work
-        finite = (finite if finite.all() else change.isfinite().all(dim=1)).tolist()
-        unfit = self._unfit(sites, change, finite)
-        kept = {site: row for row, (site, _, _) in enumerate(sites) if row not in unfit}
+        unfit = self._unfit(sites, change)
+        kept = {site: row for row, (site, *_) in enumerate(sites) if row not in unfit}
         if not self.is_mean:  # the server will say the same of those that are unfit
             more = {what: rows.cpu().numpy() for what, rows in leaves.items() if what != "delta"}
             for row, vector in enumerate(change.cpu().numpy()):
@@ -67,11 +66,11 @@ class Reduction:
         self._add_to_mean(change[used], [sites[row][1] for row in used])
         return kept
 
-    def _unfit(self, sites: Sequence[tuple[str, int, float]], change: Tensor, finite: list[bool]) -> dict[int, str]:
-        """Row -> why its change must not be used."""
+    def _unfit(self, sites: Sequence[tuple[str, int, float, float]], change: Tensor) -> dict[int, str]:
+        """Row -> why its change must not be used. A change is looked at where its norm is not that of finite values."""
         found = {}
-        for row, (_, examples, loss) in enumerate(sites):
-            if self.max_norm or not finite[row] or not math.isfinite(loss):
+        for row, (_, examples, loss, norm) in enumerate(sites):
+            if self.max_norm or not math.isfinite(norm) or not math.isfinite(loss):
                 arrays = self._arrays(change[row].cpu().numpy())
                 if reason := reason_to_leave_out(arrays, arrays, examples, loss, self.max_norm):
                     found[row] = reason

@@ -27,6 +27,7 @@ from fedfm.results.predictions import save_items
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedfm.config import LocalConfig
     from fedfm.models.features import Features
     from fedfm.training.evaluation import Scored
     from fedfm.training.fit import SiteWork
@@ -37,16 +38,16 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     """Local training of every site of the pack: their changes, and what is told about each site."""
     from fedfm.training.heap import after_pack
 
-    config, bench = parse_config(order.config), workbench(order)
-    told, reduction = (
-        Told(order),
-        Reduction(order, bench.matrix, bench.sent_up(order.round), config.screening.max_norm),
-    )
+    config, bench, told = parse_config(order.config), workbench(order), Told(order)
+    reduction = Reduction(order, bench.matrix, bench.sent_up(order.round), config.screening.max_norm)
+    local = config.local_for(order.card.domain)
     works = works_of(order, bench, told)
+    for work in works:
+        work.plan_ahead(local)
     for first in range(0, len(works), bench.matrix.rows):
         part = works[first : first + bench.matrix.rows]
         try:
-            _train_rows(order, received, part, bench, told, reduction)
+            _train_rows(order, received, part, local, bench, told, reduction)
         except Exception as error:  # whatever goes wrong at a site must not end the round of its neighbours
             if len(part) == len(works) or isinstance(error, OSError):
                 raise
@@ -57,8 +58,8 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _train_rows(
-    order: Order, received: Mapping[str, np.ndarray], works: Sequence[SiteWork], bench: Workbench, told: Told,
-    reduction: Reduction,
+    order: Order, received: Mapping[str, np.ndarray], works: Sequence[SiteWork], local: LocalConfig, bench: Workbench,
+    told: Told, reduction: Reduction,
 ) -> None:  # fmt: skip
     """Train as many sites as the matrix has rows."""
     from fedfm.training.local_round import train_round
@@ -66,15 +67,15 @@ def _train_rows(
     sites = [work.site for work in works]
     bench.load(order, received, sites)
     kept, sent = bench.kept(order, sites), bench.sent_along(received)
-    local = parse_config(order.config).local_for(order.card.domain)
     done = train_round(bench.matrix, works, local, bench.strategy, kept, sent, private=bench.private_columns)
     for work, metrics in zip(works, done.metrics, strict=True):
         told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
     _attack(order, sites, done.leaves["delta"])
-    for site, norm in zip(sites, bench.norms(done.leaves["delta"], order.round), strict=True):
+    norms = bench.norms(done.leaves["delta"], order.round)
+    for site, norm in zip(sites, norms, strict=True):
         told.say(site, **{"update-norm": norm})
     sent_as = _compress(order, bench, sites, done, told)
-    rows = [(w.site, len(w.features), m["loss"]) for w, m in zip(works, done.metrics, strict=True)]
+    rows = [(w.site, len(w.features), m["loss"], norm) for w, m, norm in zip(works, done.metrics, norms, strict=True)]
     bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
 
 

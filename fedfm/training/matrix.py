@@ -44,6 +44,7 @@ class ClientMatrix:
             first += count
         self._rates: tuple[tuple[float, float], torch.Tensor] | None = None
         self._parameters: dict[int, list[nn.Parameter]] = {}
+        self._ones = torch.ones_like(self.theta[:, 0])
         self.activate(rows)
 
     @property
@@ -74,8 +75,8 @@ class ClientMatrix:
 
     def differentiate(self, losses: torch.Tensor, rows: int) -> None:
         """Write the gradients of `losses [rows]`, each by its own of the first rows, into those of `grad`."""
-        parameters, one = self._parameters[rows], losses.new_ones(()).expand_as(losses)
-        found = torch.autograd.grad(losses, parameters, one, allow_unused=True)
+        parameters = self._parameters[rows]
+        found = torch.autograd.grad(losses, parameters, self._ones[:rows], allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         if self.grad.device.type == "cpu":
             torch._foreach_copy_([p.grad for p in parameters], parts)

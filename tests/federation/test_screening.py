@@ -64,7 +64,8 @@ def test_of_a_pack_only_rows_that_are_not_finite_stay_out_of_the_mean():
     """Also where the sum of finite values is beyond float32, and where infinities of both signs meet in it."""
     most = float(np.finfo(np.float32).max)
     change = torch.tensor([[1.0, 2.0, 0.0], [most, most, 0.0], [np.inf, -np.inf, 0.0], [0.0, np.nan, 0.0]])
-    sites = [(name, examples, 1.0) for name, examples in zip("abcd", (10, 30, 5, 5), strict=True)]
+    norms = torch.linalg.vector_norm(change, dim=1, dtype=torch.float64).tolist()
+    sites = [(name, n, 1.0, norm) for name, n, norm in zip("abcd", (10, 30, 5, 5), norms, strict=True)]
     order = SimpleNamespace(sites=tuple("abcd"), each=False)
     matrix = SimpleNamespace(unflatten=lambda row: {"w": row})
     reduction = Reduction(order, matrix, {"w": "shared/w"}, max_norm=0.0)
