@@ -36,6 +36,7 @@ class Progress:
 class Checkpoint:
     """Weights, the strategy's state, the weights of the best round so far, and the progress.
 
+    `best`: with early stopping, which ends with them; without it the weights themselves.
     `used`: site -> the last round whose update of it was used; None where an older version has not kept it.
     """
 

@@ -209,7 +209,9 @@ class RoundLoop:
         self.journal.flush()
         self.folder.add_round(row)
         used = dict(self.sites.used) if not self.sites.used_before else None
-        after = replace(new, best=new.weights if count.number == 0 else new.best, progress=progress, used=used)
+        is_best_wanted = self.config.early_stopping.patience > 0 and count.number > 0
+        best = new.best if is_best_wanted else new.weights  # which the checkpoint need not hold a second time
+        after = replace(new, best=best, progress=progress, used=used)
         if scores is None:
             save_checkpoint(self.file, after)
             return after

@@ -24,8 +24,10 @@ def sample_sites(
         names = sorted(name for name, d in sites.items() if d == domain)
         least = min(max(settings.per_domain_minimum, needed.get(domain, 0)), len(names))
         count = max(int(settings.fraction * len(names) + 0.5), least)
-        draw = np.random.default_rng([seed, round, *f"sampling/{domain}".encode()])
-        chosen += [names[i] for i in draw.choice(len(names), size=count, replace=False)]
+        if count < len(names):  # to draw all of them would only order them
+            draw = np.random.default_rng([seed, round, *f"sampling/{domain}".encode()])
+            names = [names[i] for i in draw.choice(len(names), size=count, replace=False)]
+        chosen += names
     if not chosen:
         names = sorted(sites)
         chosen = [names[np.random.default_rng([seed, round, *b"sampling"]).integers(len(names))]]

@@ -42,7 +42,7 @@ def reason_to_leave_out(
         name, count = next(iter(bad.items()))
         total = sum(value.size for value in delta.values())
         return f"{sum(bad.values())} of {total} values are not finite, {count} of them in {name}"
-    if not num_examples >= 1 or not np.isfinite(num_examples) or num_examples != int(num_examples):
+    if not num_examples >= 1 or not math.isfinite(num_examples) or num_examples != int(num_examples):
         return f"it says that it was trained on {num_examples:g} examples"
     if max_norm and (size := norm(delta)) > max_norm:
         return f"its norm is {size:.4g}, the limit (screening.max-norm) is {max_norm:g}"

@@ -45,7 +45,7 @@ def pad(parts: Sequence[tuple[Ragged, np.ndarray]], fill: int) -> tuple[np.ndarr
     each row: this runs in every step of every site.
     """
     lengths = np.concatenate([rows.lengths[indices] for rows, indices in parts])
-    places = np.arange(lengths.max(initial=0))
+    places = np.arange(max(lengths.tolist(), default=0))  # of a batch's few numbers: a reduction of numpy takes longer
     at = np.concatenate([rows.starts[indices] for rows, indices in parts])[:, None] + places
     values = parts[0][0].values
     table = np.empty((*at.shape, *values.shape[1:]), values.dtype)

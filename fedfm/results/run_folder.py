@@ -159,7 +159,7 @@ class RunFolder:
         """As `event` for each of `rows`, in one write: a round may have a thousand of a kind."""
         now = _now()
         events = [plain({"time": now, "event": kind, **fields}) for fields in rows]
-        text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+        text = "".join(_as_line(event) + "\n" for event in events)
         append_lines(self.path / "events.jsonl", text)
         return events
 
@@ -201,6 +201,9 @@ class RunFolder:
             _keep_rows(self.path / f"{name}.csv", columns, keep)
 
 
+_as_line = json.JSONEncoder(allow_nan=False).encode  # json.dumps would make an encoder for every event
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -233,8 +236,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    unknown = sorted({name for row in rows for name in row if name not in columns})
-    if unknown:
+    if unknown := sorted(set().union(*rows).difference(columns)):
         raise ValueError(f"{path.name} has no column {', '.join(unknown)}; its columns are {', '.join(columns)}")
     if any("round" not in row for row in rows):
         raise ValueError(f"a row of {path.name} names no round")

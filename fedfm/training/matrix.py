@@ -94,18 +94,35 @@ class ClientMatrix:
     @torch.no_grad()
     def load(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write some of a site's tensors, named as in `columns`, into its row."""
-        flat = self.theta[row]
-        for name, array in arrays.items():
-            first, count, _ = self.columns[name]
-            flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
+        self._put(arrays, self.theta[row])
 
     def flatten(self, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Tensors named as in `columns` as one row `[P]`; zero where none is given."""
         flat = torch.zeros_like(self.theta[0])
-        for name, array in arrays.items():
-            first, count, _ = self.columns[name]
-            flat[first : first + count] = torch.from_numpy(np.array(array, order="C")).flatten()
+        self._put(arrays, flat)
         return flat
+
+    def _put(self, arrays: Mapping[str, np.ndarray], flat: torch.Tensor) -> None:
+        """Write tensors into their columns of `flat [P]`; those side by side, which mostly is all, as one.
+
+        Raises KeyError where one has no columns, ValueError where one has another size.
+        """
+        if unknown := arrays.keys() - self.columns.keys():
+            raise KeyError(f"no column holds {sorted(unknown)[0]}")
+        runs: list[tuple[int, list[np.ndarray]]] = []  # first column, values from there on
+        end = -1
+        for name, (first, count, _) in self.columns.items():
+            if name in arrays:
+                if first != end:
+                    runs.append((first, []))
+                runs[-1][1].append(np.asarray(arrays[name]).reshape(count))
+                end = first + count
+        for first, parts in runs:
+            place = flat[first : first + sum(map(len, parts))]
+            if flat.device.type == "cpu":
+                np.concatenate(parts, out=place.numpy(), casting="same_kind")
+            else:
+                place.copy_(torch.from_numpy(np.concatenate(parts)))
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         """A copy of one site's tensors."""

@@ -8,6 +8,7 @@ from federation_helpers import TEXTS, WORDS, Recorder, tiny, train_federation
 from flwr.app import Message
 
 from fedfm.arrays import sha256
+from fedfm.federation.checkpoint import load_checkpoint
 from fedfm.federation.client_app import app
 from fedfm.federation.messages import read_order
 
@@ -104,3 +105,12 @@ def test_where_nothing_was_scored_the_last_weights_are_the_result(tmp_path):
 
     done = train_federation(tiny(tmp_path, "rounds=2", "early-stopping.patience=5"), blind)
     assert done.folder.info["final_round"] == done.folder.info["rounds"] == 2
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_checkpoint_holds_other_weights_than_its_own_only_for_early_stopping(tmp_path, patience):
+    done = train_federation(too_fast(tmp_path, f"early-stopping.patience={patience}", "rounds=4"))
+    last = load_checkpoint(done.folder.path / "checkpoint" / "state.safetensors")
+    assert done.folder.info["best_round"] < last.progress.round  # in both runs there were better ones before
+    assert (sha256(last.best) == sha256(last.weights)) == (patience == 0)
+    assert sha256(last.best) == done.sha256

@@ -58,15 +58,51 @@ def test_full_tuning_trains_every_tensor_of_the_body_and_leaves_the_shared_body_
     assert weights_sha256(load_body(config).model) == before
 
 
-def test_a_row_is_written_and_read_back():
-    config = make_config()
-    matrix = make_matrix(config, IMAGE, rows=3)
-    draw = np.random.default_rng(0)
-    values = {name: draw.standard_normal(shape) for name, (_, _, shape) in matrix.columns.items()}
-    before = matrix.read(0)
-    matrix.load(1, values)
-    assert largest_difference(matrix.read(1), values) == 0
-    assert largest_difference(matrix.read(0), before) == 0
+@pytest.mark.parametrize("left_out", [(), ("head.bias",), ("body.encoder.layer.0.attention.self.query.lora_A",)])
+def test_tensors_lie_in_their_columns_and_nothing_else_is_written(left_out):
+    config = make_config("engine.dtype=float32")
+    matrix = make_matrix(config, TAGS, rows=2)
+    matrix.theta.fill_(-1)
+    drawn = np.random.default_rng(0).standard_normal
+    given = {n: drawn(shape) for n, (_, _, shape) in matrix.columns.items() if n not in left_out}
+    assert len(given) == len(matrix.columns) - len(left_out)
+    matrix.load(1, dict(reversed(given.items())))
+    flat, back = matrix.flatten(given), matrix.read(1)
+    for name, (first, count, _) in matrix.columns.items():
+        part = slice(first, first + count)
+        wanted = given[name].ravel().astype(np.float32) if name in given else np.full(count, -1, np.float32)
+        np.testing.assert_array_equal(matrix.theta[1, part].numpy(), wanted)
+        np.testing.assert_array_equal(back[name].ravel(), wanted)
+        np.testing.assert_array_equal(flat[part].numpy(), wanted if name in given else np.zeros(count))
+    assert bool((matrix.theta[0] == -1).all())
+
+
+def test_a_foreign_tensor_and_one_of_another_size_are_refused():
+    """Also two whose errors make up for each other: together they would fill their columns."""
+    matrix = make_matrix(make_config(), TAGS)
+    values = matrix.read(0)
+    with pytest.raises(KeyError, match=r"no column holds head\.strange"):
+        matrix.load(0, values | {"head.strange": np.zeros(1)})
+    wide, narrow = (np.zeros(values[name].size + more) for name, more in (("head.weight", 1), ("head.bias", -1)))
+    with pytest.raises(ValueError, match="reshape"):
+        matrix.load(0, values | {"head.weight": wide, "head.bias": narrow})
+
+
+def test_a_plan_drawn_ahead_is_the_plan_and_is_used_once():
+    config = make_config("local.epochs=2")
+    work = SiteWork("s", make_features(config, TEXT, 20, 1), 0, 1)
+    other = config.local.model_copy(update={"epochs": 1})
+
+    def drawn(local=config.local, draws: str = "") -> list:
+        return [part.tolist() for part in work.plan(local, draws)]
+
+    wanted, shorter, second = drawn(), drawn(other), drawn(draws="/1")
+    assert wanted != second
+    work.plan_ahead(config.local)
+    assert drawn(other) == shorter  # it was drawn for other settings
+    assert drawn(draws="/1") == second
+    assert drawn() == wanted  # as drawn ahead
+    assert drawn() == wanted  # and drawn anew
 
 
 def test_length_buckets_hold_every_example_once_and_pad_less():
