@@ -100,8 +100,8 @@ class Linear(NamedTuple):
         y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T        dx = dy W0 + scale * sum_i (dy B_i) A_i
         dA_i = scale * (dy B_i)^T x                            dB_i = scale * dy^T (x A_i^T)
 
-    Of gradients, what is r wide is computed turned: a CPU's products go along the second side of what they make, and
-    take up to four times as long where that is a short one. Of `y` it is as peft has it, to the digit.
+    What is r wide is computed turned: a CPU's products go along the second side of what they make, and take up to four
+    times as long where that is a short one. Only the `y` of one site is computed as peft does, to the digit.
     """
 
     weight: Tensor
@@ -122,7 +122,9 @@ class Linear(NamedTuple):
         """`y [T, O]` of `x [T, H]`, and `x A_i^T [k, T / k, r]`, which the gradients want."""
         y, lows = F.linear(x, self.weight, self.bias), []
         for a, b, a_turned, b_turned in self.pairs:
-            lows.append(torch.bmm(_of_sites(x, a), a_turned))
+            wide = _of_sites(x, a)
+            is_one = len(wide) == 1
+            lows.append(torch.bmm(wide, a_turned) if is_one else torch.bmm(a, wide.transpose(1, 2)).transpose(1, 2))
             _of_sites(y, b).baddbmm_(lows[-1], b_turned, alpha=self.scale)
         return y, lows
 
