@@ -48,9 +48,10 @@ class RowLoRA(RowModule):
         return total.view(y.shape)
 
     def linear(self) -> Linear:
-        """What it computes with at present. Made anew only where that has changed: a step asks at every layer."""
-        if self._linear is None or self._linear[0] != self.k:
-            weight = self.base.weight if self.merged is None else self.merged
+        """What it computes with at present. Made anew only where that has changed: a step asks at every layer, and
+        past torch's lookup of attributes."""
+        weight = self._modules["base"]._parameters["weight"] if self.merged is None else self.merged
+        if self._linear is None or self._linear[0] != self.k or self._linear[1].weight is not weight:
             factors = [self.row(name) for name in self.shapes]
             pairs = tuple(Pair.of(*pair) for pair in zip(factors[::2], factors[1::2], strict=True))
             self._linear = self.k, Linear(weight, self.base.bias, self.scale, pairs)
@@ -66,7 +67,7 @@ class RowLoRA(RowModule):
 
     def merge(self, product: Tensor | None) -> None:
         """Compute with W0 + (alpha / r) `product [out, in]` from now on; with W0 itself where there is none."""
-        own, self.merged, self._linear = self.base.weight, None, None
+        own, self.merged = self.base.weight, None
         if product is not None:
             wide = widest(own.device)
             self.merged = (own.to(wide) + self.scale * product.to(own.device, wide)).to(own.dtype)
