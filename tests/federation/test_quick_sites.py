@@ -17,6 +17,7 @@ from fedfm.federation.messages import order_of
 from fedfm.federation.quick_sites import QuickSites
 from fedfm.federation.rounds import RoundLoop
 from fedfm.results.run_folder import RunFolder
+from fedfm.training import fit, local_round
 
 pytestmark = pytest.mark.usefixtures("small_data")
 MANY = {**TEXTS, "sites": 5, "max-examples": 40, "partition": "quantity"}  # a sum in another order has other last bits
@@ -73,6 +74,16 @@ def test_a_shared_order_changes_nothing(tmp_path, overrides):
     assert updates_sent(together).equals(updates_sent(alone))
     counts = ["bytes_up", "bytes_down", "sites_asked", "sites_used", "sites_dropped", "loss"]
     assert together.folder.rounds[counts].equals(alone.folder.rounds[counts])
+
+
+def test_the_batches_of_a_shared_order_are_drawn_before_its_first_training(tmp_path, monkeypatch):
+    """Each once. One by one between trainings, the draws took ten times as long."""
+    happened, draw, train = [], fit.batch_plan, local_round.fit
+    monkeypatch.setattr(fit, "batch_plan", lambda *of: happened.append("drawn") or draw(*of))
+    monkeypatch.setattr(local_round, "fit", lambda *of, **more: happened.append("trained") or train(*of, **more))
+    _, orders = on_one_node(tiny(tmp_path, "rounds=2", finance=MANY))
+    assert list(map(len, orders)) == [1, 1, 1, 1, 1, 5]
+    assert happened == ["drawn", "trained"] * 5 + ["drawn"] * 5 + ["trained"] * 5
 
 
 def test_a_first_round_has_an_order_for_each_site_and_the_next_share_them_by_domain(tmp_path):
