@@ -101,8 +101,8 @@ class Linear(NamedTuple):
         y = x W0^T + b0 + scale * sum_i (x A_i^T) B_i^T        dx = dy W0 + scale * sum_i (dy B_i) A_i
         dA_i = scale * (dy B_i)^T x                            dB_i = scale * dy^T (x A_i^T)
 
-    What is r wide is computed turned: a CPU's products go along the second side of what they make, and take up to four
-    times as long where that is a short one. Only the `y` of one site is computed as peft does, to the digit.
+    What is r wide is computed turned: a CPU's products go along the second side of what they make, and are slow where
+    that is a short one. Only the `y` of one site is computed as peft does, to the digit.
     """
 
     weight: Tensor

@@ -42,7 +42,7 @@ class SiteWork:
 
     def plan_ahead(self, local: LocalConfig) -> None:
         """Draw the next plan now. For sites that train one after the other: between two trainings, which push the code
-        of the draws out of the caches, a plan takes ten times as long as side by side with the other sites' plans."""
+        of the draws out of the caches, a plan takes many times as long as side by side with the other sites' plans."""
         self._ahead[:] = [(local, self.plan(local))]
 
     def generator(self, purpose: str) -> np.random.Generator:

@@ -77,7 +77,7 @@ def test_a_shared_order_changes_nothing(tmp_path, overrides):
 
 
 def test_the_batches_of_a_shared_order_are_drawn_before_its_first_training(tmp_path, monkeypatch):
-    """Each once. One by one between trainings, the draws took ten times as long."""
+    """Each once. One by one between trainings the draws took many times as long."""
     happened, draw, train = [], fit.batch_plan, local_round.fit
     monkeypatch.setattr(fit, "batch_plan", lambda *of: happened.append("drawn") or draw(*of))
     monkeypatch.setattr(local_round, "fit", lambda *of, **more: happened.append("trained") or train(*of, **more))
