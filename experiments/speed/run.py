@@ -90,9 +90,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workload", nargs="+", choices=[*PLAN, *GROUPS], default=list(PLAN), help="default: all")
     parser.add_argument("--engine", nargs="+", choices=ENGINES, help="default: those that make sense for a workload")
     parser.add_argument("--rounds", type=int, default=5, help="that are measured in each process (default 5)")
-    parser.add_argument(
-        "--repetitions", type=int, default=2, help="processes of each cell, of W1 at least 5 (default 2)"
-    )
+    least = ", ".join(f"of {workload} at least {count}" for workload, count in LEAST_REPETITIONS.items())
+    parser.add_argument("--repetitions", type=int, default=2, help=f"processes of each cell (default 2), {least}")
     parser.add_argument("--quick", action="store_true", help="little work: tests the benchmark, measures nothing")
     parser.add_argument("--skip-exact", action="store_true", help="leave the float64 comparison out")
     parser.add_argument("--keep", action="store_true", help="leave what the results hold of workloads not run anew")

@@ -43,7 +43,8 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     local = config.local_for(order.card.domain)
     works = works_of(order, bench, told)
     for work in works:
-        work.plan_ahead(local)
+        told.read(work.site, lambda work=work: work.plan_ahead(local))
+    works = [work for work in works if work.site not in told.left_out]
     for first in range(0, len(works), bench.matrix.rows):
         part = works[first : first + bench.matrix.rows]
         try:

@@ -85,16 +85,10 @@ class Workbench:
 
         from fedfm.models.devices import widest
 
-        spans: list[list[int]] = []
-        for name in self.sent_up(round):
-            first, count, _ = self.matrix.columns[name]
-            if spans and spans[-1][1] == first:  # tensors that lie side by side are one
-                spans[-1][1] += count
-            else:
-                spans.append([first, first + count])
-        if not spans:
+        runs = self.matrix.runs(self.sent_up(round))
+        if not runs:
             return [0.0] * len(change)
-        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=widest(change.device)) for a, b in spans]
+        parts = [torch.linalg.vector_norm(change[:, a:b], dim=1, dtype=widest(change.device)) for a, b, _ in runs]
         return (parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)).tolist()
 
     @phase("move")

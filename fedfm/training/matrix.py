@@ -7,7 +7,7 @@ weights is one copy and every optimiser, proximal term, clipping or per-site rat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 import torch
@@ -102,6 +102,16 @@ class ClientMatrix:
         self._put(arrays, flat)
         return flat
 
+    def runs(self, names: Container[str]) -> list[tuple[int, int, list[str]]]:
+        """Columns of the tensors in `names`, those side by side as one: (first, behind the last, names in order)."""
+        found: list[tuple[int, int, list[str]]] = []
+        for name, (first, count, _) in self.columns.items():
+            if name in names:
+                start, _, run = found.pop() if found and found[-1][1] == first else (first, first, [])
+                run.append(name)
+                found.append((start, first + count, run))
+        return found
+
     def _put(self, arrays: Mapping[str, np.ndarray], flat: torch.Tensor) -> None:
         """Write tensors into their columns of `flat [P]`; those side by side, which mostly is all, as one.
 
@@ -109,16 +119,9 @@ class ClientMatrix:
         """
         if unknown := arrays.keys() - self.columns.keys():
             raise KeyError(f"no column holds {sorted(unknown)[0]}")
-        runs: list[tuple[int, list[np.ndarray]]] = []  # first column, values from there on
-        end = -1
-        for name, (first, count, _) in self.columns.items():
-            if name in arrays:
-                if first != end:
-                    runs.append((first, []))
-                runs[-1][1].append(np.asarray(arrays[name]).reshape(count))
-                end = first + count
-        for first, parts in runs:
-            place = flat[first : first + sum(map(len, parts))]
+        for first, last, names in self.runs(arrays):
+            parts = [np.asarray(arrays[name]).reshape(self.columns[name][1]) for name in names]
+            place = flat[first:last]
             if flat.device.type == "cpu":
                 np.concatenate(parts, out=place.numpy(), casting="same_kind")
             else:

@@ -86,6 +86,20 @@ def test_the_batches_of_a_shared_order_are_drawn_before_its_first_training(tmp_p
     assert happened == ["drawn", "trained"] * 5 + ["drawn"] * 5 + ["trained"] * 5
 
 
+def test_a_site_whose_batches_cannot_be_drawn_leaves_the_others_of_its_order_in_the_round(tmp_path, monkeypatch):
+    def drawn(work, local):
+        if work.site == "finance-2" and work.round == 2:
+            raise ValueError("no such draw")
+        return plan_ahead(work, local)
+
+    plan_ahead = fit.SiteWork.plan_ahead
+    monkeypatch.setattr(fit.SiteWork, "plan_ahead", drawn)
+    done, orders = on_one_node(tiny(tmp_path, "rounds=2", finance=MANY))
+    assert len(orders[-1]) == 5
+    assert done.folder.rounds["sites_used"].tolist()[1:] == [5, 4]
+    assert "no such draw" in (done.folder.path / "events.jsonl").read_text(encoding="utf-8")
+
+
 def test_a_first_round_has_an_order_for_each_site_and_the_next_share_them_by_domain(tmp_path):
     config = tiny(tmp_path, "rounds=2", medical=IMAGES, finance=TEXTS, ner=WORDS)
     _, orders = on_one_node(config)

@@ -88,7 +88,7 @@ def test_a_foreign_tensor_and_one_of_another_size_are_refused():
         matrix.load(0, values | {"head.weight": wide, "head.bias": narrow})
 
 
-def test_a_plan_drawn_ahead_is_the_plan_and_is_used_once():
+def test_a_plan_drawn_ahead_is_the_plan_of_those_settings_and_of_no_others():
     config = make_config("local.epochs=2")
     work = SiteWork("s", make_features(config, TEXT, 20, 1), 0, 1)
     other = config.local.model_copy(update={"epochs": 1})
