@@ -36,7 +36,7 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     parts = [array.reshape(-1) for array in arrays.values()]
     if parts and sum(part.size for part in parts) <= VECTOR:  # one such value makes the sum so; few others do
         with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(np.concatenate(parts).sum(dtype=np.float64)):
+            if math.isfinite(np.concatenate(parts).sum()):
                 return {}
     is_finite = ((name, np.isfinite(array)) for name, array in arrays.items())
     return {name: int(places.size - places.sum()) for name, places in is_finite if not places.all()}

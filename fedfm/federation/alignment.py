@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,42 @@ MOST_BYTES = 2**28  # of a round whose updates are more than this nothing is sai
 
 
 class Waiting(NamedTuple):
-    """An update whose values wait: whose it is, and how to read them."""
+    """An update whose values wait."""
 
     site: str
     domain: str
     num_examples: int
     names: tuple[str, ...]
-    dtype: np.dtype
-    num_bytes: int
+
+
+class Vectors:
+    """Vectors in the order in which they come: the first `IN_MEMORY` bytes as they are, what is more in a file."""
+
+    def __init__(self, folder: Path | None = None):
+        self._held: list[np.ndarray] = []
+        self._filed: list[tuple[np.dtype, int]] = []
+        self._folder, self._file, self._bytes = folder, None, 0
+
+    def add(self, vector: np.ndarray) -> None:
+        self._bytes += vector.nbytes
+        if self._bytes <= IN_MEMORY:
+            self._held.append(vector)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (`close` closes it)
+        self._file.write(vector.data)
+        self._filed.append((vector.dtype, vector.nbytes))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from self._held
+        if self._file is not None:
+            self._file.seek(0)
+            for dtype, size in self._filed:
+                yield np.frombuffer(self._file.read(size), dtype)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class Alignment:
@@ -39,14 +67,14 @@ class Alignment:
         self._domain_weights = domain_weights
         self._means: dict[str, RunningMean] = {}
         self._waiting: list[Waiting] = []
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=folder)  # noqa: SIM115 (__exit__ closes it)
+        self._values = Vectors(folder)
         self._bytes, self._is_wanted = 0, True
 
     def __enter__(self) -> Alignment:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._values.close()
 
     def take(self, update: Update) -> None:
         self._bytes += num_bytes(update.delta)
@@ -55,10 +83,8 @@ class Alignment:
             return
         self._means.setdefault(update.domain, RunningMean()).add(update.delta, update.num_examples)
         names = tuple(update.delta)
-        values = _vector(update.delta, names)
-        self._file.write(values.data)
-        of_site = update.site, update.domain, update.num_examples
-        self._waiting.append(Waiting(*of_site, names, values.dtype, values.nbytes))
+        self._values.add(_vector(update.delta, names))
+        self._waiting.append(Waiting(update.site, update.domain, update.num_examples, names))
 
     def cosines(self) -> list[tuple[Waiting, float]]:
         """The cosine of each update to the two-level mean of all, over the tensors that it holds.
@@ -70,12 +96,10 @@ class Alignment:
         mean = mean_of_domains({d: self._means[d].value() for d in sorted(self._means)}, self._domain_weights)
         found = []
         names, own, length, wide = (), np.zeros(0), 0.0, np.zeros(0)
-        self._file.seek(0)
-        for update in self._waiting:
+        for update, values in zip(self._waiting, self._values, strict=True):
             if update.names != names:  # as vectors: a thousand sites with thirty tensors are thirty thousand calls
                 names, own = update.names, _vector(mean, update.names)
                 length = math.sqrt(own @ own)
-            values = np.frombuffer(self._file.read(update.num_bytes), update.dtype)
             if values.size > wide.size:  # used again: to ask for fresh memory each time costs more than the products
                 wide = np.empty(values.size)
             vector = wide[: values.size]

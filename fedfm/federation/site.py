@@ -7,10 +7,11 @@ which sites share a pack changes no more than the last digits of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -45,23 +46,30 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
     for work in works:
         told.read(work.site, lambda work=work: work.plan_ahead(local))
     works = [work for work in works if work.site not in told.left_out]
-    for first in range(0, len(works), bench.matrix.rows):
-        part = works[first : first + bench.matrix.rows]
-        try:
-            _train_rows(order, received, part, local, bench, told, reduction)
-        except Exception as error:  # whatever goes wrong at a site must not end the round of its neighbours
-            if len(part) == len(works) or isinstance(error, OSError):
-                raise
-            told.left_out |= {work.site: reason_of(error) for work in part}
+    parts = [works[first : first + bench.matrix.rows] for first in range(0, len(works), bench.matrix.rows)]
+    trained: list[Trained] = []
+    for part in parts:
+        with told.sparing(part, works):
+            trained.append(_train_rows(order, received, part, local, bench))
+    for one in trained:  # side by side: right after a training each takes several times as long
+        with told.sparing(one.works, works):
+            _take_in(order, one, bench, told, reduction)
     told.left_out |= reduction.left_out
     after_pack()
     return told.answer(reduction.arrays())
 
 
+class Trained(NamedTuple):
+    """Sites that have trained. `theta`: their rows `[k, P]`, where parts of them never leave a site."""
+
+    works: Sequence[SiteWork]
+    done: RoundOfSites
+    theta: Tensor | None
+
+
 def _train_rows(
-    order: Order, received: Mapping[str, np.ndarray], works: Sequence[SiteWork], local: LocalConfig, bench: Workbench,
-    told: Told, reduction: Reduction,
-) -> None:  # fmt: skip
+    order: Order, received: Mapping[str, np.ndarray], works: Sequence[SiteWork], local: LocalConfig, bench: Workbench
+) -> Trained:
     """Train as many sites as the matrix has rows."""
     from fedfm.training.local_round import train_round
 
@@ -69,15 +77,21 @@ def _train_rows(
     bench.load(order, received, sites)
     kept, sent = bench.kept(order, sites), bench.sent_along(received)
     done = train_round(bench.matrix, works, local, bench.strategy, kept, sent, private=bench.private_columns)
-    for work, metrics in zip(works, done.metrics, strict=True):
-        told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
+    return Trained(works, done, bench.matrix.theta[: len(works)].clone() if bench.private else None)
+
+
+def _take_in(order: Order, trained: Trained, bench: Workbench, told: Told, reduction: Reduction) -> None:
+    """Take the changes of sites into the answer, and what is told of them; save what they keep."""
+    works, done, theta = trained
+    sites = [work.site for work in works]
     _attack(order, sites, done.leaves["delta"])
     norms = bench.norms(done.leaves["delta"], order.round)
-    for site, norm in zip(sites, norms, strict=True):
-        told.say(site, **{"update-norm": norm})
+    for work, metrics, norm in zip(works, done.metrics, norms, strict=True):
+        told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
+        told.say(work.site, **{"update-norm": norm})
     sent_as = _compress(order, bench, sites, done, told)
     rows = [(w.site, len(w.features), m["loss"], norm) for w, m, norm in zip(works, done.metrics, norms, strict=True)]
-    bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept)
+    bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept, theta)
 
 
 def evaluate(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
@@ -213,6 +227,16 @@ class Told:
         except Exception as error:
             self.left_out[site] = reason_of(error)
             return None
+
+    @contextmanager
+    def sparing(self, part: Sequence[SiteWork], works: Sequence[SiteWork]) -> Iterator[None]:
+        """Whatever goes wrong at a `part` of the order's sites must not end the round of its neighbours."""
+        try:
+            yield
+        except Exception as error:
+            if len(part) == len(works) or isinstance(error, OSError):
+                raise
+            self.left_out |= {work.site: reason_of(error) for work in part}
 
     def say(self, site: str, **values: float) -> None:
         self.metrics.setdefault(site, {}).update(values)

@@ -139,15 +139,22 @@ class Workbench:
 
     def sent_along(self, received: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """What the server sent beside the weights, each as one row `[P]`."""
+        if not self.strategy.sends:
+            return {}
         names = {full: name for name, full in self.grouped.items()}
         _, more = split_more(received)
         arrays = {what: {names[full]: value for full, value in inner.items()} for what, inner in more.items()}
         return {what: self.matrix.flatten(arrays.get(what, {})) for what in self.strategy.sends}
 
-    def keep(self, order: Order, rows: Mapping[str, int], kept: Mapping[str, Tensor]) -> None:
-        """Save what sites keep whose updates are used; a site must not keep half of a round left out."""
+    def keep(
+        self, order: Order, rows: Mapping[str, int], kept: Mapping[str, Tensor], theta: Tensor | None = None
+    ) -> None:
+        """Save what sites keep whose updates are used; a site must not keep half of a round left out.
+
+        theta: the rows as trained `[k, P]`, which are wanted where parts of them are private.
+        """
         for site, row in rows.items() if self.private or kept else ():
-            trained = self.matrix.read(row) if self.private else {}
+            trained = self.matrix.unflatten(theta[row].cpu().numpy()) if self.private else {}
             tensors = {name: trained[name] for name in self.private}
             tensors |= {f"{name}{MORE}": value[row].cpu().numpy() for name, value in kept.items()}
             save_private(_store(order), site, order.round, tensors)

@@ -185,7 +185,10 @@ class Strategy:
         raise NotImplementedError
 
     def finish(self, theta: Any, rows: SiteRows) -> dict[str, Any]:
-        """What leaves a site after its shared passes: "delta", and what `returns` names. It updates `rows.kept`."""
+        """What leaves a site after its shared passes: "delta", and what `returns` names. It updates `rows.kept`.
+
+        All in memory of its own: before anybody looks at it, the next site may have trained in that of `theta`.
+        """
         return {"delta": theta - rows.received}
 
     def variants(self, weights: Arrays, state: State) -> dict[str, Arrays]:
@@ -226,6 +229,9 @@ def domain_means(updates: Iterable[Update]) -> dict[str, Arrays]:
 
 def mean_of_domains(means: Mapping[str, Arrays], domain_weights: Mapping[str, float]) -> Arrays:
     """Mean of each tensor over the domains that have it, by `w_d`."""
+    if len(means) == 1:
+        ((domain, alone),) = means.items()
+        return alone if domain_weights.get(domain, 1.0) > 0 else {}
     between = RunningMean()
     for domain in sorted(means):
         between.add(means[domain], domain_weights.get(domain, 1.0))

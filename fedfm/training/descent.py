@@ -53,15 +53,15 @@ def descend(
         k = sum(t < count for count in steps)
         with torch.enable_grad():
             backward(t, k)
-        direction = grad[:k]
+        own, direction = (theta, grad) if k == len(theta) else (theta[:k], grad[:k])  # mostly all: slices take time too
         if correct is not None:
-            direction = correct(theta[:k], direction, rows.received[:k], rows_at(rows, t, k))
+            direction = correct(own, direction, rows.received[:k], rows_at(rows, t, k))
         factor = rate if schedule == "constant" else rate * schedule_factor(schedule, t, totals[:k])
         if trains is not None:  # also the rate: decay must not move what does not train
             direction, factor = direction * trains[:k], factor * trains[:k]
         if clip_norm:
             clip_rows(direction, clip_norm)
-        optimizer.step(theta[:k], direction, state, factor, t + 1)
+        optimizer.step(own, direction, state, factor, t + 1)
 
 
 def rows_at(rows: SiteRows, step: int, k: int) -> SiteRows:
