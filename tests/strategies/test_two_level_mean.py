@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategy_helpers import aggregate, largest_difference
 
 from fedfm.strategies import Update
-from fedfm.strategies.base import two_level_mean, two_level_shares
+from fedfm.strategies.base import domain_means, two_level_mean, two_level_shares
 from fedfm.strategies.fedavg import FedAvg
 
 
@@ -51,6 +51,15 @@ def test_a_mean_runs_over_those_that_sent_the_tensor():
     mean = two_level_mean(updates, {"finance": 1.0, "ner": 2.0})
     expected = {"shared/a": 4.0, "shared/b": 3.0, "shared/c": 7.0, "finance/head": 9.0, "ner/head": 1.0}
     assert {name: value.item() for name, value in mean.items()} == expected
+
+
+def test_a_domain_alone_is_its_own_mean_to_the_bit_unless_it_weighs_nothing():
+    updates = [update("bank-1", "finance", 1, shared__a=0.3), update("bank-2", "finance", 2, shared__a=0.7)]
+    (own,) = domain_means(updates).values()
+    for weight in (1.0, 0.1, 3.0):
+        assert np.array_equal(two_level_mean(updates, {"finance": weight})["shared/a"], own["shared/a"])
+    assert two_level_mean(updates, {"finance": 0.0}) == {}
+    assert two_level_mean([], {}) == {}
 
 
 def test_a_tensor_that_nobody_sent_keeps_its_weight_to_the_bit():
