@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -46,7 +47,7 @@ Quiet = Annotated[bool, _option("--quiet", "print warnings and the folder, nothi
 PrivateOf = Annotated[str, _option("--site", "whose private part, where a domain has one")]
 PrivateOfEach = Annotated[list[str] | None, _option("--site", "whose private part; once for each domain that has one")]
 Jobs = Annotated[int, _option("--jobs", "runs at once, in processes of Ray; 0: as many as there are cores", "-j")]
-DomainName = Annotated[str, _option("--domain", "whose model; needed where a run has several", "-d")]
+DomainName = Annotated[str, _option("--domain", "whose model", "-d")]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -68,6 +69,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a file that went away: nothing that fedfm could have known
         if debug:
             traceback.print_exc()
+        if error.errno == errno.ENAMETOOLONG:
+            show_error(UserError("a path longer than the file system knows", where=str(error.filename or "")))
+            return UserError.exit_code
         mend = "make room or mend the path; a run goes on with: fedfm resume RUN"
         show_error(RunError(error.strerror or str(error), where=str(error.filename or ""), mend=mend))
         return 1

@@ -72,7 +72,7 @@ groups = ["private"]
     said = str(caught.value).replace(f"{tmp_path}/site.toml, ", "")
     for sentence in (
         'source: "source" is missing',
-        "line 1, site: must be a word of letters",
+        "line 1, site: must be a word of up to 64 letters",
         "line 2, domain: must be a text",
         'line 3, sorce: unknown key. did you mean "source"?',
         'line 4, coordinator.address: "address" is missing',

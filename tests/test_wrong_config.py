@@ -33,6 +33,9 @@ from fedfm.errors import ConfigError
         ("body.name = 5", "line 1, body.name: must be a text, in quotes, got 5"),
         ("body.lora-targets = []", "line 1, body.lora-targets: must not be empty, got []"),
         ("body = 5", "line 1, body: must be a table, got 5"),
+        ("body.lora-rank = 1000000000", "line 1, body.lora-rank: must be at most 16384, got 1000000000"),
+        (DOMAIN_A + "sites = 1000000000000", "line 3, domains.a.sites: must be at most 100000, got 1000000000000"),
+        ('data-root = "a\\u0000b"', "line 1, data-root: the text holds a zero byte"),
         ('body.tuning = "lore"', 'line 1, body.tuning: "lore" is not known here. did you mean "lora"?'),
         ('engine.device = "gpu"', 'line 1, engine.device: must be auto, cpu, cuda, cuda:1 or mps, got "gpu"'),
         ('[sharing]\n"*B" = "domian"', 'line 2, sharing."*B": "domian" is not known here. did you mean "domain"?'),
@@ -51,11 +54,27 @@ def test_one_wrong_thing(text, problem, tmp_path):
     assert problems(write(tmp_path, text)) == [f"run.toml, {problem}"]
 
 
-@pytest.mark.parametrize("name", ["shared", "private", "federation", "mean", "worst", "a b", "-a", "ä"])
+@pytest.mark.parametrize(
+    "name", ["shared", "private", "federation", "mean", "worst", "a b", "-a", "ä", "a" * 65], ids=ascii
+)
 def test_names_that_no_domain_can_have(name, tmp_path):
     (problem,) = problems(write(tmp_path, f'[domains."{name}"]\ntask = "text-classification"'))
     words = "shared, domain, private, federation, mean, worst"
-    assert problem.endswith(f'"{name}" cannot name a domain: letters, digits, - and _, and none of {words}')
+    assert problem.endswith(f'"{name}" cannot name a domain: up to 64 letters, digits, - and _, and none of {words}')
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "1" * 6000], ids=["brackets", "digits"])
+def test_values_that_no_reader_of_toml_can_hold(value, tmp_path):
+    (problem,) = problems(write(tmp_path, f"seed = {value}"))
+    assert problem.startswith("run.toml")
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        load_config({}, [f"seed={value}"])
+
+
+def test_whom_a_list_of_sites_may_name(tmp_path):
+    (problem,) = problems(write(tmp_path, '[sampling]\nwithout = ["ner-9"]'))
+    assert 'no site "ner-9".' in problem
+    assert problem.endswith("Sites: finance-1, finance-2, medical-1, medical-2, ner-1, ner-2")
 
 
 def test_site_tables_and_their_number(tmp_path):

@@ -12,6 +12,7 @@ import typer
 from fedfm.errors import UserError
 from fedfm.results.agreement import agree, tell_apart
 from fedfm.results.audit import TORN, Chain, read_chain
+from fedfm.results.files import require_place
 
 audit_app = typer.Typer(no_args_is_help=True, help="Look at the record of what has crossed.")
 RecordFile = Annotated[Path, typer.Argument(metavar="FILE", hidden=True)]
@@ -47,6 +48,7 @@ def report(
     """
     from fedfm.results.audit_page import write_site_page
 
+    require_place(out)
     chain = _read(file, head)
     print(write_site_page(chain, out))
     if chain.broken:

@@ -10,8 +10,8 @@ import numpy as np
 
 from fedfm.config import DomainConfig
 from fedfm.domains.formats.images import decode
-from fedfm.domains.formats.tables import half_character
 from fedfm.domains.formats.unlabelled import read_unlabelled
+from fedfm.domains.reading import half_character
 from fedfm.errors import DataError, Problem, UserError
 from fedfm.training.trained import TrainedModel, load_model, read_cards
 

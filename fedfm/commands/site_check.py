@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -98,19 +99,21 @@ def _key(settings: SiteSettings) -> Finding:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    file, make = Path(settings.coordinator.private_key), "ssh-keygen -t ecdsa -b 384 -N '' -f"
+    file = Path(settings.coordinator.private_key)
+    quoted = shlex.quote(str(file))
+    make = f"ssh-keygen -t ecdsa -b 384 -N '' -f {quoted}"
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
         key = load_ssh_private_key(file.read_bytes(), None)
     except OSError as error:
-        return Finding("private key", "problem", f"{file}: {error.strerror}", f"{make} {file}")
+        return Finding("private key", "problem", f"{file}: {error.strerror}", make)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        return Finding("private key", "problem", f"{file} is no OpenSSH key without a password", f"{make} {file}")
+        return Finding("private key", "problem", f"{file} is no OpenSSH key without a password", make)
     if not isinstance(key, EllipticCurvePrivateKey):
-        return Finding("private key", "problem", f"{file} is no EC key, which Flower wants", f"{make} {file}")
+        return Finding("private key", "problem", f"{file} is no EC key, which Flower wants", make)
     if mode & 0o077:
         state = "problem" if mode & 0o007 else "note"  # a mounted secret is often its group's to read
-        return Finding("private key", state, f"others may read {file} (mode {mode:03o})", f"chmod 600 {file}")
+        return Finding("private key", state, f"others may read {file} (mode {mode:03o})", f"chmod 600 {quoted}")
     return Finding("private key", "ok", f"EC, {key.curve.name}, only this user may read it")
 
 

@@ -18,7 +18,7 @@ class EngineConfig(Section):
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of a worker, or the part of one (engine ray)")
     address: str = Field("", description="a Ray cluster that is already there; empty: one is started here")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1 or mps")
-    threads: int = Field(1, ge=1, description="compute threads of a process that trains")
+    threads: int = Field(1, ge=1, le=1024, description="compute threads of a process that trains")
     dtype: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
     feature_cache: int = Field(1024, ge=0, description="MiB on disk for what frozen layers make of the data")
     timeout: float = Field(3600.0, gt=0, description="seconds without any reply after which missing sites are left out")

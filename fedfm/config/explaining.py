@@ -53,6 +53,8 @@ def explain(error: Mapping[str, Any], places: Places, root: type[BaseModel] = Ru
         return Problem(what, where, f"known: {', '.join(allowed)}")
     if kind == "string_pattern_mismatch" and field is not None:
         return Problem(f"must be {field.description}, got {_given(error['input'])}", where)
+    if kind == "model_type":
+        default = f"its keys: {', '.join(_aliases(_model(path, root)))}"
     sentence = SENTENCES.get(kind, error["msg"][0].lower() + error["msg"][1:]).format(**error.get("ctx", {}))
     return Problem(f"{sentence}, got {_given(error['input'])}", where, default)
 

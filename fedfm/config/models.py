@@ -23,6 +23,7 @@ from fedfm.errors import did_you_mean
 Task = Literal["image-classification", "text-classification", "token-classification"]
 Tuning = Literal["head", "layernorm", "lora", "full"]
 GROUPS = ("shared", "domain", "private")
+MOST_RANK = 2**14
 
 
 class BodyConfig(Section):
@@ -31,9 +32,9 @@ class BodyConfig(Section):
     layers: int = Field(0, ge=0, description="keep the first n layers; 0 keeps all")
     trainable_layers: int = Field(0, ge=0, description="tune the n layers next to the head only; 0: all")
     weights: Literal["pretrained", "random", "none"] = "pretrained"
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = Field(8, ge=1, le=MOST_RANK)
     lora_alpha: float = Field(16.0, gt=0)
-    domain_lora_rank: int = Field(0, ge=0, description="rank of a second LoRA that each domain has for itself; 0: none")
+    domain_lora_rank: int = Field(0, ge=0, le=MOST_RANK, description="rank of each domain's own second LoRA; 0: none")
     lora_targets: tuple[str, ...] = Field(("all-linear",), min_length=1, strict=False)
     image_adapter: Literal["stem", "patch", "lenet"] = "stem"
     image_tokens: int = Field(16, ge=4, le=256, description="an image becomes at most this many tokens")
@@ -87,11 +88,12 @@ class EarlyStoppingConfig(Section):
     metric: str = Field("mean", description='"mean", "worst", or a domain\'s name: its primary metric')
 
 
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # names become those of files
 KEY = r"^(SHA256:[A-Za-z0-9+/]{43})?$"
 
 
 class SiteConfig(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a word of letters, digits, ., - and _")
+    name: str = Field(pattern=SITE_NAME, description="a word of up to 64 letters, digits, ., - and _")
     source: str = ""
     lora_rank: int = Field(0, ge=0, description="rank of its LoRA, at most body.lora-rank; 0: as its domain")
     key: str = Field("", pattern=KEY, description="SHA256:... as ssh-keygen -lf prints it: who else comes is refused")
@@ -100,13 +102,13 @@ class SiteConfig(Section):
 class DomainConfig(Section):
     task: Task
     source: str = "generated"
-    sites: int = Field(2, ge=1)
+    sites: int = Field(2, ge=1, le=10**5)
     partition: Literal["iid", "dirichlet", "pathological", "quantity"] = "iid"
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration")
     minimum_per_site: int = Field(2, ge=1, description="training examples that every site holds at least")
     classes_per_site: int = Field(2, ge=1)
     sigma: float = Field(1.0, ge=0, description="quantity: standard deviation of the log of the sizes")
-    weight: float = Field(1.0, gt=0, description="w_d of the mean between domains")
+    weight: float = Field(1.0, gt=0, le=1e6, description="w_d of the mean between domains")
     max_examples: int = Field(0, ge=0, description="training examples to keep, a seeded draw; 0: all")
     text_column: str = "text"
     label_column: str = "label"
@@ -215,7 +217,9 @@ class RunConfig(Section):
     def _unknown_left_out(self) -> list[Finding]:
         names = self.sites()
         unknown = [site for site in self.sampling.without if site not in names]
-        return [(("sampling", "without"), f'no site "{site}".{did_you_mean(site, names)}') for site in unknown]
+        known = f"Sites: {', '.join(sorted(names)[:10])}{', ...' if len(names) > 10 else ''}"
+        what = 'no site "{}".{} {}'
+        return [(("sampling", "without"), what.format(site, did_you_mean(site, names), known)) for site in unknown]
 
     def _unfit_ranks(self) -> list[Finding]:
         given = {("domains", d, "lora-rank"): s.lora_rank for d, s in self.domains.items()}
@@ -228,8 +232,8 @@ class RunConfig(Section):
 
     def _unfit_domain_names(self) -> list[Finding]:
         reserved = (*GROUPS, "federation", "mean", "worst")  # the last two are what early stopping may watch
-        what = f"cannot name a domain: letters, digits, - and _, and none of {', '.join(reserved)}"
-        unfit = (d for d in self.domains if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", d) or d in reserved)
+        what = f"cannot name a domain: up to 64 letters, digits, - and _, and none of {', '.join(reserved)}"
+        unfit = (d for d in self.domains if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", d) or d in reserved)
         return [(("domains", domain), f'"{domain}" {what}') for domain in unfit]
 
     def _doubled_sites(self) -> list[Finding]:

@@ -18,6 +18,7 @@ from fedfm.config.places import Keys, Places
 from fedfm.errors import ConfigError, Problem
 
 Check = Callable[[RunConfig], list[Problem]]
+UNREADABLE = (ValueError, RecursionError)  # also a whole number of thousands of digits, brackets in thousands
 
 
 def load_config(
@@ -30,7 +31,7 @@ def load_config(
     """
     text, label, data = _read(source)
     places = Places(label, text)
-    problems = _apply(data, overrides, places)
+    problems = _apply(data, overrides, places) + _zero_bytes(data, places)
     config, found, wrong = _validate(data, places)
     problems += found
     unnamed = {path[:-1] for path in wrong if path[-1:] == ("name",)}  # of which strategy would its keys be?
@@ -66,7 +67,8 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
             f"cannot read the configuration: {error.strerror}", where=str(path), mend=_instead_of(path)
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
+        what, mend = f"not UTF-8 text (byte {error.start})", "save the file as UTF-8"
+        raise ConfigError(what, where=str(path), mend=mend) from None
     try:
         return text, tomllib.loads(text + "\n")  # with which it knows the last line too
     except tomllib.TOMLDecodeError as error:
@@ -75,6 +77,8 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         what = str(error).replace(line[0], "") if line else str(error)
         mend = 'texts need quotes, and so do patterns: name = "a", "*lora_B*" = "domain"'
         raise ConfigError(f"not valid TOML: {what}", where=where, mend=mend) from None
+    except UNREADABLE as error:
+        raise ConfigError(f"TOML that cannot be read: {error}", where=str(path), mend="shorten the value") from None
 
 
 def _instead_of(path: Path) -> str:
@@ -109,7 +113,7 @@ def _split(override: str) -> tuple[Keys, Any] | None:
     for sign in re.finditer("=", override):
         try:
             parsed: Any = tomllib.loads(f"{override[: sign.start()]} = 0")
-        except tomllib.TOMLDecodeError:
+        except UNREADABLE:
             continue
         path: Keys = ()
         while isinstance(parsed, dict) and len(parsed) == 1:
@@ -124,7 +128,7 @@ def _value(text: str) -> Any:
     """The TOML value that `text` is; what is none, a bare word or a path, is a text. No key takes a date."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except UNREADABLE:
         return float(text) if re.fullmatch(r"[+-]?(\.\d+|\d+\.)", text) else text
     value = parsed["value"]
     return text if len(parsed) > 1 or isinstance(value, datetime.date | datetime.time) else value
@@ -151,6 +155,16 @@ def _put(data: dict[str, Any], path: Keys, value: Any, places: Places) -> None:
         place = place[key]
     place[path[-1]] = value
     places.overridden(path)
+
+
+def _zero_bytes(data: Any, places: Places, path: Keys = ()) -> list[Problem]:
+    """A text with one is no path, no name and no column."""
+    if isinstance(data, dict):
+        return [problem for key, value in data.items() for problem in _zero_bytes(value, places, (*path, key))]
+    if isinstance(data, list):
+        return [problem for place, value in enumerate(data) for problem in _zero_bytes(value, places, (*path, place))]
+    is_one = isinstance(data, str) and "\0" in data
+    return [Problem("the text holds a zero byte", places.of(path), "take it out")] if is_one else []
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------

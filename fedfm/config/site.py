@@ -15,13 +15,12 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from fedfm.config.explaining import explain
-from fedfm.config.models import Tuning
+from fedfm.config.models import SITE_NAME, Tuning
 from fedfm.config.places import Places
 from fedfm.config.reading import by_line, read_toml
 from fedfm.config.section import Section
 from fedfm.errors import ConfigError
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FEW_LABELS = 20  # up to so many no rule of examples a label: a site may be small
 ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
 
@@ -74,8 +73,8 @@ class AllowConfig(Section):
 class SiteSettings(Section):
     """All that a real site says of itself. Paths are absolute once `load_site_settings` has read them."""
 
-    site: str = Field(pattern=NAME, description="a word of letters, digits, ., - and _")
-    domain: str = Field(pattern=NAME, description="a word of letters, digits, ., - and _")
+    site: str = Field(pattern=SITE_NAME, description="a word of up to 64 letters, digits, ., - and _")
+    domain: str = Field(pattern=SITE_NAME, description="a word of up to 64 letters, digits, ., - and _")
     source: str = Field(min_length=1, description='file or folder of the data; "generated" for a trial')
     text_column: str = Field("text", min_length=1, description="of a table: its texts")
     label_column: str = Field("label", min_length=1, description="of a table: its labels, whose names leave the site")
@@ -87,6 +86,9 @@ class SiteSettings(Section):
 def load_site_settings(path: str | Path) -> SiteSettings:
     """Read site.toml; relative paths in it start at its folder. Raises ConfigError with all that is wrong with it."""
     path = Path(path).expanduser()
+    if odd := next((sign for sign in str(path.resolve()) if sign in '"\\' or not sign.isprintable()), ""):
+        what = f"the path holds {odd!a}, which cannot be told to Flower's SuperNode"
+        raise ConfigError(what, where=str(path), mend="put the file into a folder without it")
     text, data = read_toml(path)
     places = Places(str(path), text)
     try:

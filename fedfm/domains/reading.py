@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,14 @@ class Reading:
     def problem(self, what: str, where: str, mend: str = "") -> None:
         self.problems.append(Problem(what, where, mend))
 
+    def is_whole(self, text: str, where: str) -> bool:
+        """Can a file hold the text? If not, that becomes a problem."""
+        half = half_character(text)
+        if half:
+            mend = r"characters beyond U+FFFF are two halves in JSON, as in \ud83d\ude00: write both, or neither"
+            self.problem(f"half a character, {half}, which no text can hold", where, mend)
+        return not half
+
     def has_column(self, column: str, key: str, found: Collection[str], where: str, mend: str = "") -> bool:
         """Is the column that the configuration's `key` names there? If not, that becomes a problem."""
         if column not in found:
@@ -90,6 +99,9 @@ class Reading:
 
     def _enter(self, path: Path, digest: str) -> None:
         name = path.name if path == self.root else path.relative_to(self.root).as_posix()
+        if half_character(name):  # as Python shows what is not UTF-8
+            where = os.fsencode(path).decode(errors="replace")
+            raise DataError("the name of this file or of a folder above it is not UTF-8", where=where, mend="rename it")
         self._digests[name] = digest
 
     def sha256(self) -> str:
@@ -98,6 +110,15 @@ class Reading:
             return next(iter(self._digests.values()))
         listing = "".join(f"{self._digests[name]}  {name}\n" for name in sorted(self._digests))
         return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def half_character(text: str) -> str:
+    r"""The first half of a UTF-16 pair without its other half, as `\ud83d`: no file can hold it; "" where none is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])[1:-1]
+    return ""
 
 
 def _by_place(where: str) -> list[str | int]:

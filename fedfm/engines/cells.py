@@ -64,6 +64,9 @@ def plan(source: Source, grid: Grid) -> tuple[Path, list[Cell]]:
     The folder is named by what is compared: the same command finds it again, another makes another. A key of
     [strategy] that only some of the grid's strategies have holds for these.
     """
+    if several := [key for key, values in grid.items() if key.startswith("runs.") and len(values) > 1]:
+        what = "several values of a key that changes no run make no cells of their own"
+        raise UserError(what, where=several[0], mend="give one value")
     data = _read(source)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem) if isinstance(source, str | Path) else "config"
     names = grid.get("strategy.name", [])
@@ -241,7 +244,7 @@ def usual_jobs(cells: Sequence[Cell]) -> int:
 def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
     """Raises UserError where cells cannot run at once."""
     if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
+        raise UserError(f"--jobs must be at least 0, which is as many as there are cores, got {jobs}")
     others = {cell.config.engine.name for cell in cells} - {"local"}
     if jobs > 1 and others:
         what = f"cells on the engine {', '.join(sorted(others))} have processes of their own"

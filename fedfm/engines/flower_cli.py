@@ -144,7 +144,8 @@ class SuperLink:
         if not answer.get("success"):
             reason = without_colours(str(answer.get("error-message", answer))).strip()
             if AWAY in reason:
-                mend = f"is flower-superlink running, and is the address right? Ask it: flwr supernode list {self.name}"
+                mend = "is flower-superlink running, is the address right, and is its certificate signed by the "
+                mend += f"authority in root-certificates? Ask it: flwr supernode list {self.name}"
                 raise AwayError(f'the SuperLink "{self.name}" cannot be reached: {reason}', mend=mend)
             raise EngineError(f"flwr refused: {reason}", where=shlex.join(command), mend="correct what it names")
         return answer

@@ -88,7 +88,11 @@ def _check_connection(name: str) -> list[Problem]:
         return [Problem(f"Flower's {file} cannot be read: {error}", "engine.superlink", "correct that file")]
     known = sorted(key for key, value in table.items() if isinstance(value, dict))
     if name in known:
-        return []
+        authority = table[name].get("root-certificates")
+        if authority is None or Path(str(authority)).is_file():  # from here, as Flower reads it
+            return []
+        what = f'root-certificates of the connection "{name}" in {file} is no file: {authority}'
+        return [Problem(what, "engine.superlink", "give the authority's certificate")]
     what = f'{file} has no connection "{name}".{did_you_mean(name, known)}'
     mend = (
         f"its connections are {', '.join(known)}" if known else f'add to it: [superlink.{name}] address = "HOST:PORT"'

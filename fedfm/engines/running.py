@@ -148,7 +148,7 @@ def anchored(config: RunConfig) -> RunConfig:
     sources = [d.source for d in config.domains.values()]
     sources += [site.source for d in config.domains.values() for site in d.site]
     if any(source not in ("", "generated") for source in sources):
-        config = config.model_copy(update={"data_root": str(Path(config.data_root).resolve())})
+        config = config.model_copy(update={"data_root": os.path.realpath(config.data_root)})
     if config.body.name not in NAMED_BODIES and Path(config.body.name).is_dir():
         body = config.body.model_copy(update={"name": str(Path(config.body.name).resolve())})
         config = config.model_copy(update={"body": body})

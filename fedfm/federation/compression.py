@@ -56,8 +56,10 @@ def compress(
         if error is None:
             encoded = transform.encode(arrays, draw)
         else:
-            encoded, left = send_with_feedback(transform, arrays, _named(matrix, error[row], names), draw)
-            error[row] = matrix.flatten({name: left[full] for name, full in names.items() if full in left})
+            before = matrix.unflatten(error[row].cpu().numpy())  # also of what waits for a round that shares it
+            own = {full: before[name] for name, full in names.items()}
+            encoded, left = send_with_feedback(transform, arrays, own, draw)
+            error[row] = matrix.flatten(before | {name: left[full] for name, full in names.items() if full in left})
         arrived = transform.decode(encoded, arrays)
         change[row] = matrix.flatten({name: arrived[full] for name, full in names.items()})
         sent.append(encoded)

@@ -263,6 +263,7 @@ class RoundLoop:
         for domain, text in scores.shown.reports.items():
             origin = "generated data\n" if domain in self.folder.info["generated"] else ""
             (reports / f"{domain}.txt").write_text(origin + text, encoding="utf-8")
+        self.journal.flush()  # a run that has ended is not taken up again: its rows are on disk before it says so
         self.folder.update(
             **known, status=status, best_round=progress.best_round, final=scores.by_domain, final_personal=personal,
             seconds=round(progress.seconds, 3), bytes_down=progress.bytes_down, bytes_up=progress.bytes_up,

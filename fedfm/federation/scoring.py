@@ -92,6 +92,7 @@ def _count(sites: Sites, answers: Iterable[Answer], round: int, scoring: Scoring
     """Scores from the answers of sites, whose rows are written as they come."""
     journal, (split, model), counted = sites.journal, scoring, {}
     column = "global" if model == "global" else "personal"
+    own = " with its own model" if column == "personal" else ""
     for answer in answers:
         domain = sites.domain_of(answer.sites[0])
         tallies, unscored = _tallies(answer)
@@ -109,7 +110,7 @@ def _count(sites: Sites, answers: Iterable[Answer], round: int, scoring: Scoring
             rows.append((site, domain, split, values, tally.num_examples))
         journal.scores(round, "site", rows, column)
         for site, reason in unscored.items():
-            journal.tell("warning", message=f"round {round}: no {split} score of site {site}: {reason}")
+            journal.tell("warning", message=f"round {round}: no {split} score of site {site}{own}: {reason}")
     pooled = {domain: pool(tallies) for domain, tallies in counted.items()}
     scores = _pool(sites, pooled)
     rows = [(d, d, split, values, pooled[d].num_examples) for d, values in scores.by_domain.items()]

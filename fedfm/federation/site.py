@@ -47,13 +47,13 @@ def train(order: Order, received: Mapping[str, np.ndarray]) -> Answer:
         told.read(work.site, lambda work=work: work.plan_ahead(local))
     works = [work for work in works if work.site not in told.left_out]
     parts = [works[first : first + bench.matrix.rows] for first in range(0, len(works), bench.matrix.rows)]
-    trained: list[Trained] = []
+    waiting: list[Trained] = []
     for part in parts:
         with told.sparing(part, works):
-            trained.append(_train_rows(order, received, part, local, bench))
-    for one in trained:  # side by side: right after a training each takes several times as long
-        with told.sparing(one.works, works):
-            _take_in(order, one, bench, told, reduction)
+            waiting.append(_train_rows(order, received, part, local, bench))
+        if not order.each:  # a mean holds one change, however many sites the pack has
+            _take_in(order, waiting, works, bench, told, reduction)
+    _take_in(order, waiting, works, bench, told, reduction)
     told.left_out |= reduction.left_out
     after_pack()
     return told.answer(reduction.arrays())
@@ -80,17 +80,27 @@ def _train_rows(
     return Trained(works, done, bench.matrix.theta[: len(works)].clone() if bench.private else None)
 
 
-def _take_in(order: Order, trained: Trained, bench: Workbench, told: Told, reduction: Reduction) -> None:
+def _take_in(
+    order: Order, waiting: list[Trained], works: Sequence[SiteWork], bench: Workbench, told: Told, reduction: Reduction
+) -> None:
+    """Take all that wait into the answer, side by side: right after a training each takes several times as long."""
+    while waiting:
+        trained = waiting.pop(0)
+        with told.sparing(trained.works, works):
+            _take(order, trained, bench, told, reduction)
+
+
+def _take(order: Order, trained: Trained, bench: Workbench, told: Told, reduction: Reduction) -> None:
     """Take the changes of sites into the answer, and what is told of them; save what they keep."""
-    works, done, theta = trained
-    sites = [work.site for work in works]
+    part, done, theta = trained
+    sites = [work.site for work in part]
     _attack(order, sites, done.leaves["delta"])
     norms = bench.norms(done.leaves["delta"], order.round)
-    for work, metrics, norm in zip(works, done.metrics, norms, strict=True):
+    for work, metrics, norm in zip(part, done.metrics, norms, strict=True):
         told.say(work.site, truncated=work.features.truncated, **metrics, **{"num-examples": len(work.features)})
         told.say(work.site, **{"update-norm": norm})
     sent_as = _compress(order, bench, sites, done, told)
-    rows = [(w.site, len(w.features), m["loss"], norm) for w, m, norm in zip(works, done.metrics, norms, strict=True)]
+    rows = [(w.site, len(w.features), m["loss"], norm) for w, m, norm in zip(part, done.metrics, norms, strict=True)]
     bench.keep(order, reduction.add(rows, done.leaves, sent_as), done.kept, theta)
 
 

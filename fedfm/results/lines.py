@@ -70,7 +70,7 @@ def header(started: Event, width: int) -> list[str]:
     if started.get("body"):
         lines += [f"body {started['body']}"]
     if sent := started.get("bytes_per_site"):
-        lines += [f"sent per site and round: {in_bytes(sent.get('down'))} down, {in_bytes(sent.get('up'))} up"]
+        lines += [f"sent per site and round, at most: {in_bytes(sent.get('down'))} down, {in_bytes(sent.get('up'))} up"]
     return lines
 
 

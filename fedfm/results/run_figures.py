@@ -27,6 +27,7 @@ from fedfm.results.run_folder import RunFolder
 from fedfm.results.style import PALETTE, drawing, line_style
 
 BINS = 10
+DRAWN_CLASSES = 30  # of a figure: it grows with their square; more are in the CSV only
 PHASES = ["train", "validation", "test"]
 Drawn = tuple[str, Figure, pd.DataFrame]
 
@@ -159,16 +160,16 @@ def _timeline(folder: RunFolder) -> list[Drawn]:
 def _confusion(domain: str, items: Mapping[str, np.ndarray], labels: list[str]) -> Drawn:
     count, predicted = len(labels), items["probabilities"].argmax(axis=1)
     table = np.bincount(items["labels"] * count + predicted, minlength=count**2).reshape(count, count)
-    figure = new_figure(2.2 + 0.55 * count, 1.7 + 0.5 * count)
+    shown, names = _most_mistaken(table, [shorten(label, 14) for label in labels])
+    figure = new_figure(2.2 + 0.55 * len(names), 1.7 + 0.5 * len(names))
     axes = figure.subplots()
-    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    shares = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), value in np.ndenumerate(table):
+    for (row, column), value in np.ndenumerate(shown):
         ink = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, str(value), ha="center", va="center", fontsize=8, color=ink)
-    names = [shorten(label, 14) for label in labels]
-    axes.set_xticks(range(count), names, rotation=45, ha="right")
-    axes.set_yticks(range(count), names)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{shorten(domain, 20)}: test examples")
@@ -178,21 +179,39 @@ def _confusion(domain: str, items: Mapping[str, np.ndarray], labels: list[str]) 
     return f"confusion_{domain}", figure, data
 
 
+def _most_mistaken(table: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """The counts `[C, C]` and names of the classes to draw: where they are many, those with most mistakes, in their
+    order, and all others as one."""
+    count, most = len(names), DRAWN_CLASSES - 1
+    if count <= DRAWN_CLASSES:
+        return table, names
+    mistakes = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
+    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:most])
+    place = np.full(count, most)
+    place[chosen] = np.arange(most)
+    shown = np.zeros((DRAWN_CLASSES, DRAWN_CLASSES), table.dtype)
+    np.add.at(shown, (place[:, None], place), table)
+    return shown, [*(names[i] for i in chosen), f"{count - most} others"]
+
+
 def _entities(domain: str, items: Mapping[str, np.ndarray], labels: list[str]) -> Drawn:
     kinds = sorted({label.partition("-")[2] for label in labels if label != "O"})
     true, predicted, correct = items["spans"].sum(axis=0).astype(float).T
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.nan_to_num(np.stack([correct / predicted, correct / true, 2 * correct / (true + predicted)]))
     data = pd.DataFrame({"entity": kinds, "precision": scores[0], "recall": scores[1], "f1": scores[2], "true": true})
-    figure = new_figure(6.0, 1.3 + 0.42 * len(kinds))
+    shown = data.loc[np.sort(np.argsort(-true, kind="stable")[:DRAWN_CLASSES])]  # the most frequent ones
+    figure = new_figure(6.0, 1.3 + 0.42 * len(shown))
     axes = figure.subplots()
     for number, name in enumerate(("precision", "recall", "f1")):
-        axes.barh(np.arange(len(kinds)) + 0.26 * (number - 1), data[name], 0.24, color=PALETTE[number], label=name)
-    axes.set_yticks(range(len(kinds)), [f"{shorten(k, 16)} ({n:.0f})" for k, n in zip(kinds, true, strict=True)])
+        axes.barh(np.arange(len(shown)) + 0.26 * (number - 1), shown[name], 0.24, color=PALETTE[number], label=name)
+    named = zip(shown["entity"], shown["true"], strict=True)
+    axes.set_yticks(range(len(shown)), [f"{shorten(kind, 16)} ({count:.0f})" for kind, count in named])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("test score; in brackets: true entities")
-    axes.set_title(f"{shorten(domain, 20)}: entities")
+    hidden = f" ({len(data) - len(shown)} more in the CSV)" if len(data) > len(shown) else ""
+    axes.set_title(f"{shorten(domain, 20)}: entities{hidden}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return f"entities_{domain}", figure, data
 

@@ -21,6 +21,12 @@ from fedfm.models.devices import pick_device
     [
         (["explain", "RUN", "-d", "finance", "profit rose", "--out", "TMP/nowhere/x.html"], "there is no such folder"),
         (["explain", "RUN", "-d", "finance", "profit rose", "--out", "TMP"], "this is a folder, not a file"),
+        (["audit", "report", "TMP/file", "--out", "TMP/nowhere/x.html"], "there is no such folder"),
+        (["resume", "a" * 300], "a path longer than the file system knows"),
+        (
+            ["compare", "RUN/config.toml", "rounds=1,2", "runs.folder=p,q"],
+            "several values of a key that changes no run",
+        ),
         (["export", "RUN", "TMP/file/x"], "the destination cannot be made: Not a directory"),
         (["export", "RUN", "TMP/file"], "the destination is a file"),
         (["data", "check", "--image-size", "-3", "TMP"], "-3 is not in the range 0<=x<=4096"),

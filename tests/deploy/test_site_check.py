@@ -110,7 +110,7 @@ def test_wrong_settings_are_all_told(site, capsys):
     add(site, "round = 3")
     assert main(["site", "check", str(site)]) == 2
     out = capsys.readouterr().out
-    assert "must be a word of letters" in out and "unknown key" in out and "2 problems" in out
+    assert "must be a word of up to 64 letters" in out and "unknown key" in out and "2 problems" in out
 
 
 def test_data(site, tmp_path):

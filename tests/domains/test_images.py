@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +63,55 @@ def test_npz_in_colour_without_names(tmp_path):
     np.testing.assert_array_equal(data.train.inputs, colour)
     grey = arrays()["val_images"]
     np.testing.assert_array_equal(data.validation.inputs, np.stack([grey] * 3, axis=-1))
+
+
+def zipped(path, **members: bytes):
+    """A .npz whose members are these bytes."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+    return path
+
+
+def header(shape: str) -> bytes:
+    said = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said
+
+
+@pytest.mark.parametrize("content", [b"plain bytes", header("(1000000000000,)"), header("(((")])
+def test_a_damaged_npz_is_told_as_one(tmp_path, content):
+    assert "a damaged .npz file" in refusal(zipped(tmp_path / "x.npz", train_images=content))
+
+
+def test_an_encrypted_npz_is_told_as_a_damaged_one(tmp_path):
+    path = npz(tmp_path)
+    content = bytearray(path.read_bytes())
+    for sign, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of each header of the archive
+        place = -1
+        while (place := content.find(sign, place + 1)) >= 0:
+            content[place + flags] |= 1
+    path.write_bytes(content)
+    assert "password" in refusal(path)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    for label in ("a", "b"):
+        for number in range(3):
+            png(tmp_path / "images" / label / f"{number}.png", np.full((4, 4), number))
+    strange = os.fsdecode(b"sch\xe4del.png")
+    (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "a" / strange)
+    text = refusal(tmp_path / "images")
+    assert "is not UTF-8" in text and "rename it" in text
+    assert "half a character" in refusal(npz(tmp_path, label_names=np.array(["a", "b\ud83d"])))
+
+
+def test_what_a_plugin_of_pillow_cannot_decode(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("Failed to decode image")
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(ValueError, match="an image that cannot be read: Failed to decode image"):
+        decode(b"")
 
 
 def test_npz_without_validation(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from federation_helpers import TEXTS, Recorder, outcome, tiny, train_federation
 
 from fedfm.engines.local import LocalGrid
 from fedfm.federation.client_app import app
 from fedfm.federation.messages import split_more
 from fedfm.federation.rounds import RoundLoop
+from fedfm.federation.workbench import Workbench
 from fedfm.results.run_folder import RunFolder
 
 FORMS = {
@@ -65,6 +67,24 @@ def test_what_was_not_sent_comes_later(tmp_path):
         for name, feedback in (("c", "update.error-feedback=true"), ("d", "update.error-feedback=false"))
     ]
     assert second[0] != second[1]
+
+
+def test_what_was_not_sent_of_a_tensor_waits_for_a_round_that_shares_it(tmp_path):
+    """RoLoRA sends B in odd rounds and A in even ones."""
+    more = ("strategy.name=rolora", "body.tuning=lora", "update.compress=top-k", "update.top-k=0.5")
+    recorder = Recorder()
+    config = config_for(tmp_path, *more)
+    done = train_federation(config, recorder)
+    columns = Workbench(config, recorder.of("train")[0][0].card, 1).matrix.unflatten
+    for site in ("finance-1", "finance-2", "finance-3"):
+        files = [done.private()[f"{site}/{number:06d}.safetensors"] for number in (1, 2)]
+        before, after = (columns(safetensors.numpy.load(file)["error>"]) for file in files)
+        of_a, of_b = ([name for name in before if name.endswith(end)] for end in ("lora_A", "lora_B"))
+        assert not any(before[name].any() for name in of_a)
+        assert any(after[name].any() for name in of_a)
+        assert any(before[name].any() for name in of_b)
+        for name in of_b:
+            assert np.array_equal(after[name], before[name])
 
 
 def test_a_clip_bounds_what_moves_the_weights(tmp_path):

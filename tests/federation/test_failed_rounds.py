@@ -34,6 +34,21 @@ def engine(monkeypatch):
     return use
 
 
+def test_all_rows_are_on_disk_before_a_run_says_that_it_has_ended(tmp_path, monkeypatch):
+    """Who is killed right after that is not taken up again."""
+    real, seen = RunFolder.update, []
+
+    def watching(self, **fields):
+        real(self, **fields)
+        if fields.get("status") == "finished":
+            seen.append(((self.path / "metrics.csv").read_bytes(), (self.path / "sent.csv").read_bytes()))
+
+    monkeypatch.setattr(RunFolder, "update", watching)
+    done = train_federation(tiny(tmp_path))
+    assert seen == [((done.folder.path / "metrics.csv").read_bytes(), (done.folder.path / "sent.csv").read_bytes())]
+    assert b",test," in seen[0][0]
+
+
 def test_too_few_usable_sites_end_the_run_with_a_checkpoint_that_can_be_resumed(tmp_path, engine):
     """Round 2 of 3 loses two of six sites, the minimum is five; mended, the resumed run ends as a clean one."""
     config = tiny(tmp_path, "rounds=3", "sampling.minimum-sites=5")

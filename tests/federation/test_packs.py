@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from federation_helpers import IMAGES, TEXTS, WORDS, outcome, tiny
@@ -66,6 +68,24 @@ def test_a_private_head_belongs_to_its_site_in_a_pack_too(tmp_path):
     assert alone.private().keys() == packed.private().keys()
     for name, value in alone.weights.items():
         np.testing.assert_allclose(packed.weights[name], value, rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_a_pack_whose_sites_train_one_by_one_holds_one_change_at_a_time(tmp_path, monkeypatch):
+    """Tuning `full`: a mean of many sites must not take the memory of many changes."""
+    from fedfm.training import local_round
+
+    real, made, alive = local_round.train_round, [], []
+
+    def watching(*arguments, **more):
+        alive.append(sum(gone() is not None for gone in made))
+        done = real(*arguments, **more)
+        made.append(weakref.ref(done.leaves["delta"]))
+        return done
+
+    monkeypatch.setattr(local_round, "train_round", watching)
+    run_packed(unequal(tmp_path, "body.tuning=full", "engine.sites-at-once=3"))
+    assert len(alive) > 6
+    assert set(alive) == {0}
 
 
 def test_a_strategy_that_must_see_each_update_gets_each(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_header_tells_what_runs_and_that_data_are_generated():
     assert (
         "7 sites: finance-1 finance-2 finance-3 (finance)  medical-1 medical-2 (medical)  ner-1 ner-2 (ner)\n" in text
     )
-    assert "body tiny, LoRA r=8\nsent per site and round: 310 kB down, 290 kB up\n" in text
+    assert "body tiny, LoRA r=8\nsent per site and round, at most: 310 kB down, 290 kB up\n" in text
     assert "generated data: medical, finance, ner (scores say nothing about real data)\n" in text
     assert "generated" not in show([started(generated=[])], terminal=False)
 

@@ -46,7 +46,8 @@ def _read_table(path: Path, reading: Reading) -> pa.Table:
         return pa.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"not a Parquet file that can be read: {reason}", where=str(path)) from None
+        what, mend = f"not a Parquet file that can be read: {reason}", "write or copy it again"
+        raise DataError(what, where=str(path), mend=mend) from None
 
 
 def _values(table: pa.Table, column: str, name: str) -> list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from fedfm.errors import DataError, did_you_mean
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 NPZ_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
+DAMAGED = (  # what numpy and zipfile raise for a file with holes, a password, a header of nonsense
+    ValueError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 _GREY_MODES = ("1", "L", "LA")
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -39,6 +43,8 @@ def read_npz(path: Path, settings: DomainConfig, reading: Reading) -> RawSource:
     reading.digest(path)
     arrays, found = _load_npz(path)
     names = [str(name) for name in arrays["label_names"].tolist()] if "label_names" in arrays else None
+    for name in names or ():
+        reading.is_whole(name, f"{path}, label_names")
     splits = {}
     for split, prefix in NPZ_PREFIXES.items():
         present = [key for key in (f"{prefix}_images", f"{prefix}_labels") if key in arrays]
@@ -60,8 +66,11 @@ def _load_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         raise DataError("not an .npz file", where=str(path), mend="save the arrays with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files if key in known}, list(file.files)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {key: file[key] for key in file.files if key in known}
+            if foreign := next((key for key, value in arrays.items() if not isinstance(value, np.ndarray)), ""):
+                raise ValueError(f"{foreign} is no array")
+            return arrays, list(file.files)
+    except DAMAGED as error:
         pickled = "allow_pickle" in str(error)
         what = "it holds Python objects, which can run code when loaded" if pickled else f"a damaged .npz file: {error}"
         raise DataError(what, where=str(path), mend="save plain arrays with numpy.savez") from None
@@ -149,7 +158,7 @@ def decode(content: bytes) -> np.ndarray:
             if image.mode in _SIXTEEN_BITS:
                 raise ValueError(f"more than 8 bits a pixel (mode {image.mode})")
             return np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).partition(" <")[0]  # Pillow names its memory object
         raise ValueError(f"an image that cannot be read: {reason}") from None
 

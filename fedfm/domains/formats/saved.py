@@ -13,6 +13,8 @@ from fedfm.domains.formats.arrow import Features, source_from_tables, task_of_fe
 from fedfm.domains.reading import RawSource, Reading, split_of, splits_among
 from fedfm.errors import DataError
 
+MEND = "save the dataset again with save_to_disk"
+
 
 def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
@@ -34,13 +36,19 @@ def read_saved_dataset(path: Path, settings: DomainConfig, reading: Reading) -> 
 
 def _stored_features(folder: Path) -> Features:
     path = folder / "dataset_info.json"
-    return _entry(path, "features") or {} if path.is_file() else {}
+    features = _entry(path, "features") if path.is_file() else None
+    if not isinstance(features or {}, dict):
+        raise DataError('"features" is not a table of columns', where=str(path), mend=MEND)
+    return features or {}
 
 
 def _split_folders(path: Path, reading: Reading) -> dict[str, Path]:
     if not (path / "dataset_dict.json").is_file():
         return {"train": path}
-    names = _entry(path / "dataset_dict.json", "splits")
+    file = path / "dataset_dict.json"
+    names = _entry(file, "splits")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError('"splits" is not a list of names', where=str(file), mend=MEND)
     found = splits_among(names, reading)
     reading.warnings += [f'the split "{name}" is not used' for name in names if split_of(name) is None]
     return {split: path / name for split, name in found.items()}
@@ -54,7 +62,8 @@ def _read_arrow_files(folder: Path, reading: Reading) -> pa.Table:
     try:
         return pa.concat_tables([_read_arrow(file) for file in files])
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"an Arrow file is missing or damaged: {_first_line(error)}", where=str(folder)) from None
+        what = f"an Arrow file is missing or damaged: {_first_line(error)}"
+        raise DataError(what, where=str(folder), mend=MEND) from None
 
 
 def _read_arrow(file: Path) -> pa.Table:
@@ -71,7 +80,7 @@ def _entry(path: Path, key: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"cannot be read ({type(error).__name__}: {_first_line(error)})"
-        raise DataError(what, where=str(path), mend="save the dataset again with save_to_disk") from None
+        raise DataError(what, where=str(path), mend=MEND) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,6 @@ Columns = Mapping[str, str]  # key of the configuration -> the column that it na
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".csv", *JSON_LINES, ".parquet")
 LABEL_FILE = "labels.json"
-MEND_OF_HALVES = r"characters beyond U+FFFF are two halves in JSON, as in \ud83d\ude00: write both, or neither"
 LONGEST_CELL = 2**31 - 1  # Python's csv stops at 131,072 characters, which a court's judgment is beyond
 PARTED_BY = {";": "semicolons", "\t": "tabs", "|": "upright strokes"}
 # Excel's "CSV (comma delimited)" is no advice: where decimals have a comma it writes semicolons under that name
@@ -79,14 +78,7 @@ def _is_text(text: Any, where: str, reading: Reading) -> bool:
     if not isinstance(text, str):
         reading.problem(f"the text is {json.dumps(text)}, not a text", where, "write texts in quotes")
         return False
-    return _is_whole(text, where, reading)
-
-
-def _is_whole(text: str, where: str, reading: Reading) -> bool:
-    half = half_character(text)
-    if half:
-        reading.problem(f"half a character, {half}, which no text can hold", where, MEND_OF_HALVES)
-    return not half
+    return reading.is_whole(text, where)
 
 
 def _collect(records: Records, path: Path, settings: DomainConfig, reading: Reading) -> RawSplit:
@@ -98,7 +90,7 @@ def _collect(records: Records, path: Path, settings: DomainConfig, reading: Read
             continue
         if label is None or isinstance(label, float | list | dict) or not str(label).strip():
             reading.problem(f"{json.dumps(label)} is no label", where, "labels are names or whole numbers")
-        elif _is_whole(str(label), where, reading):
+        elif reading.is_whole(str(label), where):
             texts.append(text)
             labels.append(str(label).strip())
             lines.append(line)
@@ -115,6 +107,9 @@ def _csv_records(path: Path, columns: Columns, reading: Reading) -> Records:
         for row in rows:
             first_line, line = line, rows.line_num + 1  # a quoted text may run over several lines
             if header is None:
+                if not row:
+                    reading.problem("the first line is empty", f"{path}, line 1", "it must name the columns")
+                    return
                 header = [name.strip() for name in row]
                 if not _fits(header, columns, f"{path}, line 1", reading):
                     return
@@ -190,15 +185,6 @@ def _tell_sign(sign: str, where: str, reading: Reading) -> None:
     reading.problem(what, where, MEND_OF_SIGNS)
 
 
-def half_character(text: str) -> str:
-    r"""The first half of a UTF-16 pair without its other half, as `\ud83d`: no file can hold it; "" where none is."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return ascii(text[error.start])[1:-1]
-    return ""
-
-
 def _has_columns(found: Collection[str], columns: Columns, where: str, reading: Reading, mend: str = "") -> bool:
     there = [reading.has_column(column, key, found, where, mend) for key, column in columns.items()]
     return all(there)  # after a look for each of them: both may be missing
@@ -219,6 +205,8 @@ def _declared_labels(folder: Path, reading: Reading) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or len(set(map(str, names))) != len(names):
         reading.problem("not a list of different label names", str(path), 'e.g. ["negative", "positive"]')
+        return None
+    if not all(reading.is_whole(str(name), str(path)) for name in names):
         return None
     return tuple(map(str, names))
 
