@@ -10,7 +10,7 @@ from training_helpers import make_config
 
 from fedfm.strategies import SiteRows
 from fedfm.training.descent import descend
-from fedfm.training.optimizers import clip_rows, make_optimizer
+from fedfm.training.optimizers import clip_rows, make_optimizer, sgd
 
 STEPS = (7, 4, 4, 1, 0)  # falling, as `descend` wants its rows; the last site has nothing to do
 WIDTH = 6
@@ -108,3 +108,10 @@ def test_a_step_of_the_first_rows_leaves_the_others_alone(optimizer):
     assert torch.equal(theta[2:], after[2:])
     assert all(torch.equal(now[2:], before[2:]) for now, before in zip(state, moments, strict=True))
     assert not torch.equal(theta[:2], after[:2])
+
+
+def test_decay_leaves_what_does_not_train_where_it_is():
+    theta = torch.ones(1, 2, dtype=torch.float64)
+    rates, trains = torch.full((2,), 0.1, dtype=torch.float64), torch.tensor([True, False])
+    descend(theta, torch.zeros_like(theta), lambda t, k: None, [3], rates, sgd(0.0, 0.5), mask=trains)
+    assert theta[0].tolist() == pytest.approx([0.95**3, 1.0])
