@@ -24,6 +24,15 @@ def load(tmp_path, text):
     return load_site_settings(file)
 
 
+@pytest.mark.parametrize("folder", ['a"b', "a\\b", "a\nb"], ids=["quote", "backslash", "line end"])
+def test_a_path_that_cannot_be_told_to_flower(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    with pytest.raises(ConfigError, match="which cannot be told to Flower's SuperNode"):
+        load(tmp_path / folder, GOOD)
+    (tmp_path / "a b ä").mkdir()
+    assert load(tmp_path / "a b ä", GOOD).site == "st-mary"
+
+
 def test_defaults_and_paths_from_the_files_folder(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     settings = load(tmp_path, GOOD)

@@ -197,3 +197,11 @@ def test_hub_id_with_the_package(monkeypatch):
     assert text.startswith('PATH: "valid" and "dev" both look like the validation split\n    mend: give a folder, or a')
     text = refusal(Path("owner/other"))
     assert "the hub gave no dataset: 'PATH'" in text and "HF_HUB_OFFLINE=1" in text
+
+
+def test_descriptions_of_another_shape_are_refused(tmp_path):
+    path = save_dict(tmp_path / "x", TEXT_FEATURES, train={"text": ["a", "b"], "label": [0, 1]})
+    (path / "train" / "dataset_info.json").write_text('{"features": 3}')
+    assert '"features" is not a table of columns' in refusal(path)
+    (path / "dataset_dict.json").write_text('{"splits": ["train", 3]}')
+    assert '"splits" is not a list of names' in refusal(path)

@@ -245,3 +245,14 @@ def test_a_home_without_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r'add to it: \[superlink\.net\] address = "HOST:PORT"'):
         load_config({}, "engine.name=flower", "engine.superlink=net")
+
+
+def test_a_missing_certificate_is_told_before_anything_is_made(home: Path, tmp_path: Path) -> None:
+    file, authority = home / "config.toml", tmp_path / "ca.crt"
+    file.write_text(f'{file.read_text()}root-certificates = "{authority}"\n')
+    words = ("engine.name=flower", "engine.superlink=net")
+    data = {"domains": {"finance": {"task": "text-classification"}}}
+    with pytest.raises(ConfigError, match=r'root-certificates of the connection "net" in .* is no file'):
+        load_config(data, *words)
+    authority.touch()
+    assert load_config(data, *words).engine.superlink == "net"
