@@ -70,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if error.errno == errno.ENAMETOOLONG:
-            show_error(UserError("a path longer than the file system knows", where=str(error.filename or "")))
+            what, where = "a path longer than the file system knows", str(error.filename or "")
+            show_error(UserError(what, where=where, mend="give a shorter one"))
             return UserError.exit_code
         mend = "make room or mend the path; a run goes on with: fedfm resume RUN"
         show_error(RunError(error.strerror or str(error), where=str(error.filename or ""), mend=mend))
